@@ -1,0 +1,65 @@
+"""Every tensor that crosses a Triton boundary: one name each, used by config.pbtxt, stages and proxy.
+
+The way of a request through the ensemble (shapes without a batch axis; Triton batching is off):
+
+    client     -> prompt, images, sampling                                             -> ensemble
+    preprocess -> prompt_token_ids, image_index, position_ids, encoder feeds, image_hashes
+    encoder    -> image_embeds
+    decoder    -> text, details                                     (decoupled: many responses)
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Client to ensemble.
+PROMPT: Final = "prompt"
+"""BYTES [1]: JSON, `{"messages": [...]}`, `{"prompt": "..."}` or `{"prompt_token_ids": [...]}`.
+
+Content parts are `{"type": "text", "text": ...}` and `{"type": "image"}`; the i-th image part of the
+conversation is `images[i]`."""
+IMAGES: Final = "images"
+"""BYTES [num_images]: encoded files (PNG, JPEG, WEBP, GIF), in prompt order; may be empty."""
+SAMPLING: Final = "sampling"
+"""BYTES [1]: JSON of `SamplingParams`; an absent key takes the default."""
+
+# Preprocess to encoder and decoder.
+PROMPT_TOKEN_IDS: Final = "prompt_token_ids"
+"""INT64 [num_prompt_tokens]: image placeholders already expanded."""
+IMAGE_INDEX: Final = "image_index"
+"""INT64 [num_prompt_tokens]: row of `image_embeds` for a placeholder token, -1 for text."""
+POSITION_IDS: Final = "position_ids"
+"""INT64 [axes, num_prompt_tokens]: 3 axes under M-RoPE, else 1."""
+IMAGE_HASHES: Final = "image_hashes"
+"""BYTES [num_images]: content hash of each preprocessed image."""
+
+# Encoder to decoder.
+IMAGE_EMBEDS: Final = "image_embeds"
+"""FP32 [num_image_tokens, hidden_size]: embeddings of all images of the request."""
+
+# Decoder to client.
+TEXT: Final = "text"
+"""BYTES [1]: UTF-8 text that follows what was sent before for the same choice."""
+DETAILS: Final = "details"
+"""BYTES [1]: JSON about this response, see `DETAILS_KEYS`."""
+DETAILS_KEYS: Final = ("index", "token_ids", "logprobs", "finish_reason", "matched_stop", "usage")
+"""`index`: which of the n choices. `token_ids`: tokens covered by this response. `logprobs`: one
+`{"token", "bytes", "logprob", "top_logprobs"}` per token, only when asked for. On the last response of
+a choice: `finish_reason` (stop, length), `matched_stop` (token id, string or null) and `usage`
+(`prompt_tokens`, `completion_tokens` of this choice, `image_tokens`, `cached_tokens`)."""
+
+# Side requests to the decoder.
+CANCEL: Final = "cancel"
+"""BYTES [1]: id of the request to abort; the only input of such a request. It answers at once with an
+empty `text` and `details` `{"cancelled": true|false}`."""
+
+PREPROCESS_SUFFIX: Final = "-preprocess"
+ENCODER_SUFFIX: Final = "-encoder"
+DECODER_SUFFIX: Final = "-decoder"
+"""The stages of model `x` are the Triton models `x-preprocess`, `x-encoder` and `x-decoder`."""
+
+PARAM_SERVED_NAME: Final = "served_model_name"
+PARAM_MAX_MODEL_LEN: Final = "max_model_len"
+PARAM_MAX_IMAGES: Final = "max_images"
+"""config.pbtxt parameters of the ensemble that the proxy reads: public id, context limit in tokens,
+images allowed in one prompt."""
