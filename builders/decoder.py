@@ -1,0 +1,206 @@
+"""The decoder graph: prompt and generated tokens to logits, over an external KV cache.
+
+The contract (B rows, S new tokens per row, I image-embedding rows, H hidden, K kv heads, C capacity,
+D head size, V vocabulary, L logits per row) is the table in docs/architecture.md; `decoder_spec`
+declares it, `build_decoder` fulfils it for every family of the common kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import nn
+
+from builders import functions
+from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
+from builders.modules import Embedding, GatedMLP, Linear, Op, RMSNorm, Rotary
+from builders.precision import Precision
+from python_backend.spec import GraphSpec, TensorSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """Shape of a decoder.
+
+    Attributes:
+        hidden_size: H.
+        intermediate_size: of the MLP.
+        num_layers: decoder layers.
+        num_heads: query heads.
+        num_kv_heads: key-value heads.
+        head_dim: D.
+        vocab_size: V.
+        norm_epsilon: of every RMS norm.
+        inv_freq: float32 [D/2], rotary frequencies.
+        rope_axes: int64 [D/2] for M-RoPE, which position axis each frequency reads; else None.
+        qkv_bias: whether q, k and v projections have a bias.
+        tied_embeddings: whether the output head is the embedding table.
+        max_model_len: C.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    norm_epsilon: float
+    inv_freq: np.ndarray
+    rope_axes: np.ndarray | None
+    qkv_bias: bool
+    tied_embeddings: bool
+    max_model_len: int
+
+
+def decoder_spec(config: DecoderConfig, compute: str) -> GraphSpec:
+    """The decoder's contract; `compute` is the dtype of image embeddings and KV cache."""
+    positions: tuple[str | int, ...] = ("B", "S") if config.rope_axes is None else (3, "B", "S")
+    cache = ("B", config.num_kv_heads, config.max_model_len, config.head_dim)
+    names = [f"{part}.{i}" for i in range(config.num_layers) for part in ("key", "value")]
+    return GraphSpec(
+        name="decoder",
+        inputs=(
+            TensorSpec("input_ids", "int64", ("B", "S")),
+            TensorSpec("image_index", "int64", ("B", "S")),
+            TensorSpec("image_embeds", compute, ("I", config.hidden_size)),
+            TensorSpec("position_ids", "int64", positions),
+            TensorSpec("write_indices", "int64", ("B",)),
+            TensorSpec("kv_lengths", "int32", ("B",)),
+            TensorSpec("logits_index", "int64", ("B", "L")),
+            *(TensorSpec(f"past_{name}", compute, cache) for name in names),
+        ),
+        outputs=(
+            TensorSpec("logits", "float32", ("B", "L", config.vocab_size)),
+            *(TensorSpec(f"present_{name}", compute, cache) for name in names),
+        ),
+        aliases={f"present_{name}": f"past_{name}" for name in names},
+    )
+
+
+class _Attention(nn.Module):  # type: ignore[misc]
+    def __init__(self, config: DecoderConfig, precision: Precision) -> None:
+        super().__init__()
+        self._config, self._precision = config, precision
+        hidden, head_dim = config.hidden_size, config.head_dim
+        num_q, num_kv = config.num_heads * head_dim, config.num_kv_heads * head_dim
+        self.q_proj = Linear(precision, hidden, num_q, bias=config.qkv_bias)
+        self.k_proj = Linear(precision, hidden, num_kv, bias=config.qkv_bias)
+        self.v_proj = Linear(precision, hidden, num_kv, bias=config.qkv_bias)
+        self.o_proj = Linear(precision, num_q, hidden)
+
+    def _heads(self, op: Op, x: ir.Value, num_heads: int) -> ir.Value:
+        """[B, S, heads * D] to [B, heads, S, D]."""
+        x = op.Reshape(x, [0, 0, num_heads, self._config.head_dim])
+        return op.Transpose(x, perm=[0, 2, 1, 3])
+
+    def forward(
+        self,
+        op: Op,
+        x: ir.Value,
+        rope: tuple[ir.Value, ir.Value],
+        past: tuple[ir.Value, ir.Value],
+        write_indices: ir.Value,
+        kv_lengths: ir.Value,
+    ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
+        config = self._config
+        q = op.RotaryEmbedding(self._heads(op, self.q_proj(op, x), config.num_heads), *rope)
+        k = op.RotaryEmbedding(self._heads(op, self.k_proj(op, x), config.num_kv_heads), *rope)
+        v = self._heads(op, self.v_proj(op, x), config.num_kv_heads)
+        keys = functions.cache_update(op, past[0], k, write_indices)
+        values = functions.cache_update(op, past[1], v, write_indices)
+        scale = np.array(config.head_dim**-0.5, self._precision.compute.numpy())
+        q = op.Mul(q, op.initializer(ir.tensor(scale), name="scale"))
+        y = functions.attention(op, q, keys, values, kv_lengths)
+        y = op.Reshape(
+            op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, config.num_heads * config.head_dim]
+        )
+        return self.o_proj(op, y), (keys, values)
+
+
+class _Layer(nn.Module):  # type: ignore[misc]
+    def __init__(self, config: DecoderConfig, precision: Precision) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
+        self.self_attn = _Attention(config, precision)
+        self.post_attention_layernorm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
+        self.mlp = GatedMLP(precision, config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self, op: Op, x: ir.Value, *context: ir.Value
+    ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
+        y, present = self.self_attn(op, self.input_layernorm(op, x), *context)
+        x = op.Add(x, y)
+        return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x))), present
+
+
+class _Model(nn.Module):  # type: ignore[misc]
+    """Parameter paths are the checkpoint's: `model.layers.0.self_attn.q_proj.weight`."""
+
+    def __init__(self, config: DecoderConfig, precision: Precision) -> None:
+        super().__init__("model")
+        self.embed_tokens = Embedding(precision, config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([_Layer(config, precision) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
+        self.rotary = Rotary(precision, config.inv_freq, config.rope_axes)
+
+    def forward(
+        self, op: Op, feeds: dict[str, ir.Value]
+    ) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:
+        index = feeds["image_index"]
+        images = op.Gather(feeds["image_embeds"], op.Max(index, 0), axis=0)
+        is_image = op.Unsqueeze(op.GreaterOrEqual(index, 0), [2])
+        x = op.Where(is_image, images, self.embed_tokens(op, feeds["input_ids"]))
+        rope = self.rotary(op, feeds["position_ids"])
+        presents = []
+        for i, layer in enumerate(self.layers):
+            past = feeds[f"past_key.{i}"], feeds[f"past_value.{i}"]
+            x, present = layer(op, x, rope, past, feeds["write_indices"], feeds["kv_lengths"])
+            presents.append(present)
+        # Only the tokens whose logits are asked for: the head is a large part of a small model.
+        index = op.Unsqueeze(feeds["logits_index"], [2])
+        return self.norm(op, op.GatherND(x, index, batch_dims=1)), presents
+
+
+class _Head(nn.Module):  # type: ignore[misc]
+    """Logits float32 [B, L, V] of hidden states [B, L, H]."""
+
+    def __init__(self, config: DecoderConfig, precision: Precision, tied: Embedding) -> None:
+        super().__init__("lm_head")
+        self._config = config
+        # 8 bits at least: the head decides between neighbouring tokens.
+        if precision.weight_bits is not None:
+            precision = Precision(compute=precision.compute, weight_bits=8)
+        # One stored table serves both ends when nothing is quantized.
+        self._tied = [tied] if config.tied_embeddings and precision.weight_bits is None else []
+        if not self._tied:
+            self.proj = Linear(precision, config.hidden_size, config.vocab_size)
+            self.proj._set_name("")  # the checkpoint calls it lm_head.weight
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        config = self._config
+        if not self._tied:
+            return op.Cast(self.proj(op, x), to=ir.DataType.FLOAT)
+        logits = self._tied[0].project(op, op.Reshape(x, [-1, config.hidden_size]))
+        shape = op.Concat(op.Shape(x, start=0, end=2), [config.vocab_size], axis=0)
+        return op.Cast(op.Reshape(logits, shape), to=ir.DataType.FLOAT)
+
+
+def build_decoder(config: DecoderConfig, precision: Precision) -> tuple[ir.Model, GraphSpec]:
+    """The decoder graph without numbers, and its contract.
+
+    Weights are named as in the checkpoint: `model.*`, and `lm_head.weight` unless tied.
+    """
+    spec = decoder_spec(config, precision.compute.numpy().name)
+    builder = new_graph(spec)
+    feeds = declare_inputs(builder, spec)
+    model = _Model(config, precision)
+    x, presents = model(builder.op, feeds)
+    logits = _Head(config, precision, model.embed_tokens)(builder.op, x)
+    values = [logits, *(value for present in presents for value in present)]
+    declare_outputs(builder, spec, values)
+    return to_model(
+        builder, [functions.attention_function(), functions.cache_update_function()]
+    ), spec

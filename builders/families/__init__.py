@@ -1,0 +1,27 @@
+"""Model families, the builder's side: `model_type` of config.json to the class that builds its graphs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from builders.families.base import FamilyGraphs
+from python_backend.errors import BundleError
+
+_FAMILIES = {
+    "qwen2_5_vl": ("builders.families.qwen2_5_vl", "Qwen2_5VLGraphs"),
+}
+
+
+def family_graphs(model_type: str) -> type[FamilyGraphs]:
+    """The graph builder of `model_type`.
+
+    Raises:
+        BundleError: nobody has written it.
+    """
+    if model_type not in _FAMILIES:
+        raise BundleError(
+            f"model_type {model_type!r} is not supported; supported are {', '.join(sorted(_FAMILIES))}"
+        )
+    module, name = _FAMILIES[model_type]
+    family: type[FamilyGraphs] = getattr(import_module(module), name)
+    return family

@@ -1,0 +1,50 @@
+"""What a family tells the builder: its graphs, and the names of its weights in a checkpoint."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from builders.precision import Precision
+from python_backend.spec import GraphSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildLimits:
+    """Sizes that are fixed when a graph is built.
+
+    Attributes:
+        max_model_len: cache capacity per row, prompt and output together, in tokens.
+    """
+
+    max_model_len: int
+
+
+class FamilyGraphs(ABC):
+    """Builds the graphs of one checkpoint.
+
+    Args:
+        config: the checkpoint's config.json as the family's Hugging Face config class reads it, so
+            that every field has its default and every layout of the file looks alike.
+    """
+
+    architectures: ClassVar[tuple[str, ...]]
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+
+    @abstractmethod
+    def vision_encoder(self, precision: Precision) -> tuple[ir.Model, GraphSpec]:
+        """The graph from encoder feeds to image embeddings, without numbers, and its contract."""
+
+    @abstractmethod
+    def decoder(self, precision: Precision, limits: BuildLimits) -> tuple[ir.Model, GraphSpec]:
+        """The graph from tokens and image embeddings to logits, without numbers, and its contract."""
+
+    @abstractmethod
+    def checkpoint_names(self, path: str) -> tuple[str, ...]:
+        """Names the weight at `path` of a graph has in checkpoints, in order of preference."""

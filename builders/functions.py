@@ -1,0 +1,89 @@
+"""TensorRT's native operators, with a body of standard operators for every other runtime.
+
+The graph calls `trt::TRT_Attention` and `trt::TRT_KVCacheUpdate`. TensorRT's parser imports the names
+natively and never looks at the bodies; ONNX Runtime inlines the bodies. So one file serves both, and
+the meaning that TensorRT gives the names is what the tests check on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper
+
+DOMAIN = "trt"
+OPSET = 24
+
+
+def attention_function() -> ir.Function:
+    """`TRT_Attention` of a scaled query, bottom-right causal over `kv_lengths` valid cache positions.
+
+    The body cuts the cache at the longest row first: ONNX Runtime's Attention costs its key length,
+    not the valid length.
+    """
+    nodes = [
+        helper.make_node("Cast", ["kv_lengths"], ["lengths"], to=TensorProto.INT64),
+        helper.make_node("ReduceMax", ["lengths"], ["longest"], keepdims=1),
+        helper.make_node("Constant", [], ["zero"], value_ints=[0]),
+        helper.make_node("Constant", [], ["capacity_axis"], value_ints=[2]),
+        helper.make_node("Slice", ["k", "zero", "longest", "capacity_axis"], ["keys"]),
+        helper.make_node("Slice", ["v", "zero", "longest", "capacity_axis"], ["values"]),
+        helper.make_node(
+            "Attention",
+            ["q", "keys", "values", "", "", "", "lengths"],
+            ["y"],
+            is_causal=1,
+            scale=1.0,
+        ),
+    ]
+    return _function(
+        "TRT_Attention",
+        ["q", "k", "v", "mask", "query_lengths", "kv_lengths"],
+        nodes,
+        ["causal_kind", "query_form", "kv_form"],
+    )
+
+
+def cache_update_function() -> ir.Function:
+    """`TRT_KVCacheUpdate`: write the update [B, K, S, D] at `write_indices[b]` of each cache row."""
+    nodes = [
+        helper.make_node("TensorScatter", ["cache", "update", "write_indices"], ["y"], axis=-2)
+    ]
+    return _function(
+        "TRT_KVCacheUpdate",
+        ["cache", "update", "write_indices"],
+        nodes,
+        ["axis", "mode", "update_form"],
+    )
+
+
+def _function(
+    name: str, inputs: list[str], nodes: list[onnx.NodeProto], attributes: list[str]
+) -> ir.Function:
+    opsets = [helper.make_opsetid("", OPSET)]
+    proto = helper.make_function(DOMAIN, name, inputs, ["y"], nodes, opsets, attributes=attributes)
+    return ir.serde.deserialize_function(proto)
+
+
+def attention(op: Any, q: ir.Value, k: ir.Value, v: ir.Value, kv_lengths: ir.Value) -> ir.Value:
+    """Causal attention of the scaled q [B, N, S, D] over the first `kv_lengths[b]` cached keys."""
+    return op.builder.opset(DOMAIN, 1).TRT_Attention(
+        q,
+        k,
+        v,
+        None,
+        None,
+        kv_lengths,
+        causal_kind="lower_right",
+        query_form="padded_bhnd",
+        kv_form="padded_bhnd",
+    )
+
+
+def cache_update(op: Any, cache: ir.Value, update: ir.Value, write_indices: ir.Value) -> ir.Value:
+    """The cache [B, K, C, D] with `update` [B, K, S, D] written at `write_indices` [B]."""
+    return op.builder.opset(DOMAIN, 1).TRT_KVCacheUpdate(
+        cache, update, write_indices, update_form="padded_bhnd", axis=-2, mode="linear"
+    )

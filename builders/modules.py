@@ -1,0 +1,274 @@
+"""The layers that decoders and vision towers are made of, written once on `onnxscript.nn`.
+
+A module holds no numbers. Its `Weight`s say which checkpoint tensor they come from and how it is
+laid out; `fill_weights` attaches lazy tensors that are read when the file is written.
+
+Dimension letters: B rows, S tokens, N query heads, K key-value heads, D head size, C cache capacity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import nn
+
+from builders.checkpoint import Checkpoint, StoredTensor
+from builders.precision import BLOCK_SIZE, Precision
+from builders.quantize import block_quantize
+from python_backend.errors import BundleError
+
+Op = Any
+"""`onnxscript`'s op builder: `op.MatMul(x, w)` adds a node."""
+
+STORED_DTYPES = {
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+}
+"""Safetensors dtypes that a graph can point at."""
+
+
+class Weight(nn.Parameter):  # type: ignore[misc]
+    """A graph initializer that is filled from the checkpoint.
+
+    Args:
+        shape: as the graph uses it.
+        dtype: as the graph stores it.
+        encode: from the checkpoint's array to the array of `shape` and `dtype`; None means the
+            checkpoint's tensor as it is, cast to `dtype`.
+        source: last part of the checkpoint's tensor name, when it is not this attribute's name.
+    """
+
+    def __init__(
+        self,
+        shape: list[int],
+        dtype: ir.DataType,
+        *,
+        encode: Callable[[np.ndarray], np.ndarray] | None = None,
+        source: str | None = None,
+    ) -> None:
+        super().__init__(shape, dtype=dtype)
+        self._encode = encode
+        self.source = source
+
+    def fill(self, stored: StoredTensor) -> None:
+        """Attach the tensor of the checkpoint that this weight is made of, without reading it."""
+        shape, dtype, name = list(self.shape), self.dtype, self.name
+        if self._encode is None and list(stored.shape) != shape:
+            raise BundleError(
+                f"tensor {name} has shape {list(stored.shape)}, the config asks for {shape}: "
+                "config.json and weights do not belong together"
+            )
+        if self._encode is None and STORED_DTYPES.get(stored.dtype) == dtype:
+            self.const_value = ir.ExternalTensor(
+                stored.path.name,
+                stored.offset,
+                stored.num_bytes,
+                dtype,
+                shape=ir.Shape(shape),
+                name=name,
+                base_dir=str(stored.path.parent),
+            )
+            return
+
+        def read() -> ir.TensorProtocol:
+            array = stored.array()
+            array = array if self._encode is None else self._encode(array)
+            if list(array.shape) != shape:
+                raise BundleError(
+                    f"tensor {name} becomes {list(array.shape)}, the config asks for {shape}: "
+                    "config.json and weights do not belong together"
+                )
+            return ir.tensor(np.ascontiguousarray(array.astype(dtype.numpy(), copy=False)), dtype)
+
+        self.const_value = ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(shape), name=name)
+
+
+def fill_weights(
+    graph: ir.Graph, checkpoint: Checkpoint, checkpoint_names: Callable[[str], tuple[str, ...]]
+) -> None:
+    """Attach the checkpoint's tensors to every `Weight` of `graph`.
+
+    Args:
+        graph: built from modules whose parameter paths follow the checkpoint's names.
+        checkpoint: where they come from.
+        checkpoint_names: from a parameter's path to the names its tensor may have; the first that
+            the checkpoint has is taken.
+    """
+    for path, value in graph.initializers.items():
+        if isinstance(value, Weight):
+            if value.source is not None:
+                path = path.rpartition(".")[0] + "." + value.source
+            names = checkpoint_names(path)
+            value.fill(checkpoint[next((name for name in names if name in checkpoint), names[0])])
+
+
+def constant(op: Op, array: np.ndarray, name: str) -> ir.Value:
+    """A named array inside a module; onnxscript 0.7.2 cannot promote numpy arrays by itself."""
+    return op.initializer(ir.tensor(array), name=name)
+
+
+class Dense:
+    """Weight and cast handling shared by the modules that hold a matrix or a vector."""
+
+    def __init__(self, precision: Precision) -> None:
+        self.precision = precision
+
+    def weight(self, shape: list[int]) -> Weight:
+        """An unquantized weight in the dtype it is stored in."""
+        return Weight(shape, self.precision.stored)
+
+    def cast(self, op: Op, value: ir.Value) -> ir.Value:
+        """`value` in the dtype of the computation; the runtimes fold this when they load."""
+        if self.precision.stored == self.precision.compute:
+            return value
+        return op.Cast(value, to=self.precision.compute)
+
+
+class Linear(nn.Module):  # type: ignore[misc]
+    """`x @ weight.T + bias` with the checkpoint's `weight` [out, in] and `bias` [out].
+
+    Written weights are stored transposed, [in, out], which is what MatMul reads; linked ones stay as
+    they are and get a Transpose; quantized ones are [in, out] integers with a scale per block of
+    `BLOCK_SIZE` input features.
+    """
+
+    def __init__(
+        self, precision: Precision, num_in: int, num_out: int, *, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self._dense = Dense(precision)
+        self._bits = precision.weight_bits
+        if self._bits is not None:
+            bits = self._bits
+            self.weight = Weight(
+                [num_in, num_out],
+                ir.DataType.INT4 if bits == 4 else ir.DataType.INT8,
+                encode=lambda array: block_quantize(array, bits)[0].T,
+            )
+            self.weight_scale = Weight(
+                [-(-num_in // BLOCK_SIZE), num_out],
+                precision.compute,
+                encode=lambda array: block_quantize(array, bits)[1].T,
+                source="weight",
+            )
+        elif precision.linked:
+            self.weight = Weight([num_out, num_in], precision.linked)
+        else:
+            self.weight = Weight([num_in, num_out], precision.compute, encode=lambda array: array.T)
+        self.bias = self._dense.weight([num_out]) if bias else None
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        if self._bits is not None:
+            matrix = op.DequantizeLinear(
+                self.weight, self.weight_scale, axis=0, block_size=BLOCK_SIZE
+            )
+        elif self._dense.precision.linked:
+            matrix = op.Transpose(self._dense.cast(op, self.weight), perm=[1, 0])
+        else:
+            matrix = self.weight
+        y = op.MatMul(x, matrix)
+        return y if self.bias is None else op.Add(y, self._dense.cast(op, self.bias))
+
+
+class Embedding(nn.Module):  # type: ignore[misc]
+    """Rows of the embedding table; 8-bit rows under weight quantization (a table is all memory)."""
+
+    def __init__(self, precision: Precision, num_rows: int, hidden_size: int) -> None:
+        super().__init__()
+        self._dense = Dense(precision)
+        self._quantized = precision.weight_bits is not None
+        if self._quantized:
+            self.weight = Weight(
+                [num_rows, hidden_size],
+                ir.DataType.INT8,
+                encode=lambda array: block_quantize(array, 8)[0],
+            )
+            self.weight_scale = Weight(
+                [num_rows, -(-hidden_size // BLOCK_SIZE)],
+                precision.compute,
+                encode=lambda array: block_quantize(array, 8)[1],
+                source="weight",
+            )
+        else:
+            self.weight = self._dense.weight([num_rows, hidden_size])
+
+    def forward(self, op: Op, ids: ir.Value) -> ir.Value:
+        rows = op.Gather(self.weight, ids, axis=0)
+        if not self._quantized:
+            return self._dense.cast(op, rows)
+        scales = op.Gather(self.weight_scale, ids, axis=0)
+        return op.DequantizeLinear(rows, scales, axis=-1, block_size=BLOCK_SIZE)
+
+    def project(self, op: Op, x: ir.Value) -> ir.Value:
+        """`x @ weight.T`, the output head of a model with tied embeddings: x [M, hidden_size]."""
+        return op.Gemm(x, self._dense.cast(op, self.weight), transB=1)
+
+
+class RMSNorm(nn.Module):  # type: ignore[misc]
+    """Root-mean-square norm over the last axis."""
+
+    def __init__(self, precision: Precision, size: int, epsilon: float) -> None:
+        super().__init__()
+        self._dense = Dense(precision)
+        self._epsilon = epsilon
+        self.weight = self._dense.weight([size])
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        scale = self._dense.cast(op, self.weight)
+        return op.RMSNormalization(x, scale, axis=-1, epsilon=self._epsilon)
+
+
+class GatedMLP(nn.Module):  # type: ignore[misc]
+    """`down(silu(gate(x)) * up(x))`."""
+
+    def __init__(
+        self, precision: Precision, hidden_size: int, intermediate_size: int, *, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.gate_proj = Linear(precision, hidden_size, intermediate_size, bias=bias)
+        self.up_proj = Linear(precision, hidden_size, intermediate_size, bias=bias)
+        self.down_proj = Linear(precision, intermediate_size, hidden_size, bias=bias)
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        gate = self.gate_proj(op, x)
+        return self.down_proj(op, op.Mul(op.Mul(gate, op.Sigmoid(gate)), self.up_proj(op, x)))
+
+
+class Rotary(nn.Module):  # type: ignore[misc]
+    """cos and sin [B, S, D/2] of the tokens' positions.
+
+    Args:
+        precision: of cos and sin.
+        inv_freq: float32 [D/2], the angle per unit of position of each frequency.
+        axes: for M-RoPE, which position axis each frequency reads; None for plain positions.
+    """
+
+    def __init__(self, precision: Precision, inv_freq: np.ndarray, axes: np.ndarray | None) -> None:
+        super().__init__()
+        self._compute, self._inv_freq, self._axes = precision.compute, inv_freq, axes
+
+    def forward(self, op: Op, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
+        positions = op.Cast(position_ids, to=ir.DataType.FLOAT)
+        if self._axes is None:
+            positions = op.Unsqueeze(positions, [2])
+        else:
+            axes = constant(op, self._axes.astype(np.int64), "axes")
+            positions = op.Transpose(op.Gather(positions, axes, axis=0), perm=[1, 2, 0])
+        angles = op.Mul(positions, constant(op, self._inv_freq, "inv_freq"))
+        cos, sin = op.Cos(angles), op.Sin(angles)
+        if self._compute == ir.DataType.FLOAT:
+            return cos, sin
+        return op.Cast(cos, to=self._compute), op.Cast(sin, to=self._compute)
+
+
+def rope_inv_freq(head_dim: int, theta: float) -> np.ndarray:
+    """float32 [head_dim/2]: theta^(-2j/head_dim).
+
+    Source: `ROPE_INIT_FUNCTIONS["default"]` in transformers 5.23 `modeling_rope_utils.py`.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    return (1.0 / np.float32(theta) ** exponents).astype(np.float32)
