@@ -81,16 +81,25 @@ class GraphSpec:
         """The output called `name`; KeyError if there is none."""
         return next(spec for spec in self.outputs if spec.name == name)
 
+    @property
+    def fed_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that change from call to call: all but the aliased ones."""
+        aliased = set(self.aliases.values())
+        return tuple(spec for spec in self.inputs if spec.name not in aliased)
+
+    @property
+    def computed_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs that have memory of their own: all but the aliased ones."""
+        return tuple(spec for spec in self.outputs if spec.name not in self.aliases)
+
     def check(self, feeds: Mapping[str, ArrayLike]) -> None:
-        """Raise `EngineError` unless `feeds` are exactly the inputs, with dtypes and shapes that fit."""
-        names = {spec.name for spec in self.inputs}
-        if feeds.keys() != names:
-            missing, extra = sorted(names - feeds.keys()), sorted(feeds.keys() - names)
-            raise EngineError(
-                f"graph {self.name}: missing inputs {missing}, unknown inputs {extra}"
-            )
+        """Raise `EngineError` unless `feeds` are exactly `fed_inputs`, and dtypes and shapes fit."""
+        specs = self.fed_inputs
+        if feeds.keys() != {spec.name for spec in specs}:
+            wanted = [spec.name for spec in specs]
+            raise EngineError(f"graph {self.name} takes {wanted}, not {list(feeds)}")
         axes: dict[str, int] = {}
-        for spec in self.inputs:
+        for spec in specs:
             spec.check(feeds[spec.name], axes)
 
     def to_json(self) -> dict[str, Any]:

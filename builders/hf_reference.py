@@ -1,0 +1,103 @@
+"""Reference cases from Hugging Face, in eager fp32. The only builder module that needs torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, GenerationConfig
+
+from builders.verify import ReferenceCase
+from python_backend.preprocess import Preprocessor
+
+_NUM_TOKENS = 8
+_QUESTION = {"role": "user", "content": "What can you tell me about the sea?"}
+
+
+def huggingface_cases(folder: Path, preprocessor: Preprocessor) -> list[ReferenceCase]:
+    """Run the checkpoint in `folder` on a text, on one picture and on two in two turns.
+
+    Args:
+        folder: the checkpoint.
+        preprocessor: makes the model's inputs; that it equals the Hugging Face processor is shown by
+            the tests of its family.
+    """
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    images = [_picture(96, 140), _picture(150, 61)]
+    image: dict[str, Any] = {"type": "image"}
+    text = {"type": "text", "text": "What is in this picture?"}
+    one = {"role": "user", "content": [image, text]}
+    turns = [
+        one,
+        {"role": "assistant", "content": "Noise."},
+        {"role": "user", "content": [{"type": "text", "text": "And in this one?"}, image]},
+    ]
+    return [
+        _case(model, preprocessor, "text", [_QUESTION], []),
+        _case(model, preprocessor, "one image", [one], images[:1]),
+        _case(model, preprocessor, "two images in two turns", turns, images),
+    ]
+
+
+def _case(
+    model: Any,
+    preprocessor: Preprocessor,
+    name: str,
+    messages: list[dict[str, Any]],
+    images: list[bytes],
+) -> ReferenceCase:
+    prepared = preprocessor.prepare({"messages": messages}, images)
+    family, prompt = preprocessor.family, prepared.prompt
+    features = family.join_images(prepared.images) if images else {}
+    inputs = {name: torch.from_numpy(array) for name, array in features.items()}
+    input_ids = torch.from_numpy(prompt.token_ids)[None]
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            mm_token_type_ids=(input_ids == family.placeholder_id).int(),
+            **inputs,
+            # Plain greedy decoding to a fixed length, whatever the checkpoint's own settings are.
+            generation_config=GenerationConfig(
+                do_sample=False,
+                min_new_tokens=0,
+                max_new_tokens=_NUM_TOKENS,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+                output_logits=True,
+            ),
+        )
+        embeds = _image_embeds(model, inputs) if images else None
+    return ReferenceCase(
+        name=name,
+        messages=messages,
+        images=images,
+        prompt_token_ids=prompt.token_ids,
+        image_embeds=embeds,
+        logits=torch.cat(output.logits).numpy(),
+        greedy_token_ids=output.sequences[0, input_ids.shape[1] :].tolist(),
+    )
+
+
+def _image_embeds(model: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+    features = model.get_image_features(**inputs)
+    features = getattr(features, "pooler_output", features)
+    embeds: np.ndarray = torch.cat(list(features)).numpy()
+    return embeds
+
+
+def _picture(width: int, height: int) -> bytes:
+    """A picture with structure at every scale, the same on every machine."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    channels = [(x * x + y * 3) % 256, (x * 5 + y * y) % 256, (x * y) % 256]
+    image = Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,308 @@
+"""The build: checkpoint -> graphs -> configs -> verified -> moved into the model repository.
+
+Everything is made in a staging folder beside the repository's models and moved into place at the end,
+so that a build that fails leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import onnx_ir as ir
+from transformers import AutoTokenizer
+
+from builders.families import family_graphs
+from builders.families.base import BuildLimits
+from builders.graph import write_graph
+from builders.modules import fill_weights
+from builders.options import BuildOptions
+from builders.precision import Precision
+from builders.repository import write_repository
+from builders.source import Source, open_source
+from builders.verify import CaseResult, ReferenceCase, recorded_cases, verify
+from python_backend import tensor_names as names
+from python_backend.errors import BundleError
+from python_backend.families import load_family
+from python_backend.manifest import (
+    FILE_NAME,
+    PROCESSOR_DIR,
+    VERSION_DIR,
+    GraphFile,
+    Manifest,
+    ModelFolder,
+)
+from python_backend.preprocess import Preprocessor
+from python_backend.spec import GraphSpec
+
+_LIBRARIES = ("triton-vlm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "transformers")
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "config.json")
+_DEFAULT_MAX_MODEL_LEN = 4096
+_STAGES = ("", names.PREPROCESS_SUFFIX, names.ENCODER_SUFFIX, names.DECODER_SUFFIX)
+
+
+class Report(Protocol):
+    """Where a build says what it does."""
+
+    def stage(self, title: str) -> None:
+        """A new stage begins."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` bytes of the stage are written."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[CaseResult]]:
+    """Build a model into the repository.
+
+    Returns:
+        The model, and how far it is from the reference; no results if nothing had to be built.
+
+    Raises:
+        BundleError: the checkpoint cannot be served.
+        ParityError: the graphs do not give the reference's numbers.
+    """
+    report.stage("Reading the checkpoint")
+    source = open_source(options.model)
+    max_model_len = _max_model_len(options, source)
+    key = _digest(
+        source.checkpoint.fingerprint(), *_versions().values(), _code_digest(), options, max_model_len
+    )
+    existing = _existing(options)
+    if existing is not None and existing.manifest.source.get("build_key") == key:
+        report.note("nothing has changed since the last build")
+        return existing, []
+    options.output.mkdir(parents=True, exist_ok=True)
+    with _staging(options.output) as staging:
+        manifest = _build_into(staging, options, source, max_model_len, report, existing)
+        manifest = replace(manifest, source={**manifest.source, "build_key": key})
+        results = []
+        if not options.skip_verify:
+            model = _write_manifest(staging, manifest)
+            results, verification = _verify(model, source, report)
+            manifest = replace(manifest, verification=verification)
+        _write_manifest(staging, manifest)
+        _move_into_place(staging, options.output, manifest.name)
+    folder = options.output / manifest.name
+    return ModelFolder.open(folder, allow_unverified=options.skip_verify), results
+
+
+def _max_model_len(options: BuildOptions, source: Source) -> int:
+    limit = int(source.config["text_config"]["max_position_embeddings"])
+    wanted = options.max_model_len
+    if wanted is None:
+        return min(limit, _DEFAULT_MAX_MODEL_LEN)
+    if wanted > limit:
+        raise BundleError(f"--max-model-len {wanted} is more than the checkpoint's {limit}")
+    return wanted
+
+
+def _existing(options: BuildOptions) -> ModelFolder | None:
+    """The model as it was built before, if it is whole."""
+    try:
+        return ModelFolder.open(options.output / options.triton_name, allow_unverified=True)
+    except BundleError:
+        return None
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    # In the repository's own file system, so that moving is renaming.
+    folder = Path(tempfile.mkdtemp(prefix=".building-", dir=output))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _build_into(
+    staging: Path,
+    options: BuildOptions,
+    source: Source,
+    max_model_len: int,
+    report: Report,
+    existing: ModelFolder | None,
+) -> Manifest:
+    name = options.triton_name
+    graphs = family_graphs(source.config["model_type"])(source.config)
+    precision = Precision.for_cpu(options.precision)
+    limits = BuildLimits(max_model_len=max_model_len)
+    writer = _GraphWriter(staging, source, graphs.checkpoint_names, report, existing)
+    vision = writer.write(
+        name + names.ENCODER_SUFFIX, lambda: graphs.vision_encoder(precision), "fp32"
+    )
+    decoder = writer.write(
+        name + names.DECODER_SUFFIX,
+        lambda: graphs.decoder(precision, limits),
+        (options.precision, max_model_len),
+    )
+    report.stage("Writing tokenizer, processor and Triton models")
+    processor_dir = staging / name / VERSION_DIR / PROCESSOR_DIR
+    _copy_processor(source.checkpoint.folder, processor_dir)
+    manifest = Manifest(
+        name=name,
+        served_model_name=source.model_id,
+        model_type=source.config["model_type"],
+        config=json.loads(json.dumps(source.config)),
+        precision=options.precision,
+        max_model_len=max_model_len,
+        max_seqs=options.max_seqs,
+        max_images=options.max_images,
+        eos_token_ids=source.eos_token_ids,
+        sampling_defaults=source.sampling_defaults,
+        processor_fingerprint=_digest(
+            *(path.read_bytes() for path in sorted(processor_dir.iterdir())),
+            importlib.metadata.version("transformers"),
+        ),
+        vision_encoder=vision,
+        decoder=decoder,
+        source={"model": options.model, **writer.keys},
+        versions=_versions(),
+    )
+    family = load_family(manifest.config, processor_dir)
+    write_repository(staging, manifest, family.encoder_tensors)
+    return manifest
+
+
+class _GraphWriter:
+    """Writes graphs with their weights, or takes over those of the last build that would be the same."""
+
+    def __init__(
+        self,
+        staging: Path,
+        source: Source,
+        checkpoint_names: Callable[[str], tuple[str, ...]],
+        report: Report,
+        existing: ModelFolder | None,
+    ) -> None:
+        self._staging, self._source, self._report = staging, source, report
+        self._checkpoint_names, self._existing = checkpoint_names, existing
+        self.keys: dict[str, str] = {}
+
+    def write(
+        self, model: str, build: Callable[[], tuple[ir.Model, GraphSpec]], variant: object
+    ) -> GraphFile:
+        graph, spec = build()
+        key = _digest(
+            self._source.checkpoint.fingerprint(), *_versions().values(), _code_digest(), variant
+        )
+        self.keys[spec.name] = key
+        self._report.stage(f"Writing the graph {spec.name}")
+        folder = self._staging / model / VERSION_DIR
+        folder.mkdir(parents=True)
+        path = folder / f"{spec.name}.onnx"
+        if not self._take_over(spec.name, key, folder):
+            fill_weights(graph.graph, self._source.checkpoint, self._checkpoint_names)
+            write_graph(graph, path, self._report.progress)
+        files = {
+            str(file.relative_to(self._staging)): _file_digest(file)
+            for file in sorted(folder.iterdir())
+        }
+        return GraphFile(path=str(path.relative_to(self._staging)), spec=spec, files=files)
+
+    def _take_over(self, name: str, key: str, folder: Path) -> bool:
+        if self._existing is None or self._existing.manifest.source.get(name) != key:
+            return False
+        graph: GraphFile = getattr(self._existing.manifest, name)
+        for file in graph.files:
+            source = self._existing.folder.parent / file
+            os.link(source, folder / source.name)
+        self._report.note(f"the graph {name} has not changed")
+        return True
+
+
+def _copy_processor(checkpoint: Path, target: Path) -> None:
+    """The tokenizer as one tokenizer.json with its chat template, and the image processor's config."""
+    target.mkdir(parents=True)
+    try:
+        AutoTokenizer.from_pretrained(checkpoint).save_pretrained(target)
+    except Exception as error:
+        raise BundleError(f"the tokenizer in {checkpoint} cannot be read: {error}") from error
+    for name in _PROCESSOR_FILES:
+        if (checkpoint / name).exists():
+            shutil.copyfile(checkpoint / name, target / name)
+    if not (target / "tokenizer.json").exists():
+        raise BundleError(f"{checkpoint} has no fast tokenizer (tokenizer.json)")
+
+
+def _verify(
+    model: ModelFolder, source: Source, report: Report
+) -> tuple[list[CaseResult], dict[str, object]]:
+    cases, reference = _reference_cases(model, source, report)
+    report.stage("Comparing with the reference")
+    results = verify(model, cases)
+    return results, {
+        "reference": reference,
+        "embeds_error": max(result.embeds_error for result in results),
+        "logits_error": max(result.logits_error for result in results),
+        "num_equal_tokens": sum(result.num_equal_tokens for result in results),
+        "num_tokens": sum(result.num_tokens for result in results),
+    }
+
+
+def _reference_cases(
+    model: ModelFolder, source: Source, report: Report
+) -> tuple[list[ReferenceCase], str]:
+    folder = source.checkpoint.folder
+    recorded = recorded_cases(folder)
+    if recorded is not None:
+        return recorded, "recorded"
+    report.stage("Running the checkpoint in Hugging Face, eager fp32")
+    try:
+        from builders.hf_reference import huggingface_cases
+    except ImportError as error:
+        raise BundleError(
+            "verification needs torch: pip install 'triton-vlm[verify]', or pass --skip-verify and "
+            "allow unverified models when you serve"
+        ) from error
+    return huggingface_cases(folder, Preprocessor(model)), "huggingface eager fp32"
+
+
+def _write_manifest(repository: Path, manifest: Manifest) -> ModelFolder:
+    folder = repository / manifest.name
+    path = folder / VERSION_DIR / FILE_NAME
+    path.write_text(manifest.to_json(), encoding="utf-8")
+    return ModelFolder.open(folder, allow_unverified=True)
+
+
+def _move_into_place(staging: Path, output: Path, name: str) -> None:
+    for suffix in _STAGES:
+        target, old = output / (name + suffix), staging / (name + suffix + ".old")
+        if target.exists():
+            target.rename(old)
+        (staging / (name + suffix)).rename(target)
+
+
+def _versions() -> dict[str, str]:
+    return {library: importlib.metadata.version(library) for library in _LIBRARIES}
+
+
+def _code_digest() -> str:
+    """Changes whenever the builder itself does."""
+    package = Path(__file__).resolve().parent
+    return _digest(*(path.read_bytes() for path in sorted(package.rglob("*.py"))))
+
+
+def _digest(*parts: object) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

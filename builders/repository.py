@@ -1,0 +1,200 @@
+"""The Triton model repository: four models per checkpoint, generated from the manifest and the family.
+
+    <name>              ensemble, and the home of manifest.json and the processor's files
+    <name>-preprocess   messages and image files to token ids and pixels
+    <name>-encoder      pixels to image embeddings
+    <name>-decoder      tokens to text, in-flight batching
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from python_backend import tensor_names as names
+from python_backend.config import EngineConfig
+from python_backend.manifest import VERSION_DIR, Manifest
+from python_backend.spec import TensorSpec
+
+_HEADER = "# Written by builders/build.py; build the model again instead of editing this file.\n"
+_TRITON_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "int64": "TYPE_INT64",
+    "bytes": "TYPE_STRING",
+}
+_NUM_PREPROCESS_INSTANCES = 2
+"""Decoding and tokenizing hold one core each; two keep a long picture from delaying a short question."""
+
+_REQUEST = (
+    TensorSpec(names.PROMPT, "bytes", (1,)),
+    TensorSpec(names.IMAGES, "bytes", ("num_images",)),
+)
+_SAMPLING = TensorSpec(names.SAMPLING, "bytes", (1,))
+_HASHES = TensorSpec(names.IMAGE_HASHES, "bytes", ("num_images",))
+_ANSWER = (TensorSpec(names.TEXT, "bytes", (1,)), TensorSpec(names.DETAILS, "bytes", (1,)))
+_CANCEL = TensorSpec(names.CANCEL, "bytes", (1,))
+_TOKENS = (
+    TensorSpec(names.PROMPT_TOKEN_IDS, "int64", ("num_tokens",)),
+    TensorSpec(names.IMAGE_INDEX, "int64", ("num_tokens",)),
+    TensorSpec(names.POSITION_IDS, "int64", ("axes", "num_tokens")),
+)
+
+
+def write_repository(
+    repository: Path, manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]
+) -> None:
+    """Write config.pbtxt and model.py of the four models into `repository`.
+
+    Args:
+        repository: model folders are made in it as needed.
+        manifest: of the model.
+        encoder_tensors: what crosses from preprocess to encoder, from the family.
+    """
+    name = manifest.name
+    configs = {
+        name: _ensemble(manifest, encoder_tensors),
+        name + names.PREPROCESS_SUFFIX: _preprocess(manifest, encoder_tensors),
+        name + names.ENCODER_SUFFIX: _encoder(manifest, encoder_tensors),
+        name + names.DECODER_SUFFIX: _decoder(manifest),
+    }
+    for model, config in configs.items():
+        folder = repository / model / VERSION_DIR
+        folder.mkdir(parents=True, exist_ok=True)
+        (repository / model / "config.pbtxt").write_text(_HEADER + config, encoding="utf-8")
+        stage = model.removeprefix(name).removeprefix("-")
+        if stage:
+            (folder / "model.py").write_text(_model_py(stage), encoding="utf-8")
+
+
+def _model_py(stage: str) -> str:
+    return f'''"""The {stage} stage; see `python_backend.stages.{stage}`."""
+
+from python_backend.stages.{stage} import {stage.capitalize()}Model as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+def _ensemble(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str:
+    name = manifest.name
+    features = [tensor.name for tensor in encoder_tensors]
+    tokens = [tensor.name for tensor in _TOKENS]
+    steps = [
+        _step(
+            name + names.PREPROCESS_SUFFIX,
+            [names.PROMPT, names.IMAGES],
+            [*tokens, *features, names.IMAGE_HASHES],
+        ),
+        _step(
+            name + names.ENCODER_SUFFIX, [*features, names.IMAGE_HASHES], [names.IMAGE_EMBEDS]
+        ),
+        _step(
+            name + names.DECODER_SUFFIX,
+            [*tokens, names.IMAGE_EMBEDS, names.SAMPLING],
+            [names.TEXT, names.DETAILS],
+        ),
+    ]
+    return (
+        f'name: "{name}"\nplatform: "ensemble"\nmax_batch_size: 0\n'
+        + _tensors("input", (*_REQUEST, _SAMPLING))
+        + _tensors("output", _ANSWER)
+        + "ensemble_scheduling {\n  step [\n"
+        + ",\n".join(steps)
+        + "\n  ]\n}\n"
+        + _parameters(
+            {
+                names.PARAM_SERVED_NAME: manifest.served_model_name,
+                names.PARAM_MAX_MODEL_LEN: str(manifest.max_model_len),
+                names.PARAM_MAX_IMAGES: str(manifest.max_images),
+            }
+        )
+    )
+
+
+def _preprocess(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str:
+    return (
+        _python_model(manifest.name + names.PREPROCESS_SUFFIX, _NUM_PREPROCESS_INSTANCES)
+        + _tensors("input", _REQUEST)
+        + _tensors("output", (*_TOKENS, *encoder_tensors, _HASHES))
+        + _parameters({"model": manifest.name})
+    )
+
+
+def _encoder(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str:
+    config = EngineConfig()
+    return (
+        _python_model(manifest.name + names.ENCODER_SUFFIX, 1)
+        + "# Answers come from the encoder's own thread, which batches the pictures that wait.\n"
+        + "model_transaction_policy { decoupled: true }\n"
+        + _tensors("input", (*encoder_tensors, _HASHES))
+        + _tensors("output", (_embeds(manifest),))
+        + _parameters(
+            {
+                "model": manifest.name,
+                "num_threads": str(config.num_threads),
+                "encoder_cache_bytes": str(config.encoder_cache_bytes),
+                "max_encoder_patches": str(config.max_encoder_patches),
+            }
+        )
+    )
+
+
+def _decoder(manifest: Manifest) -> str:
+    config = EngineConfig()
+    inputs = (*_TOKENS, _embeds(manifest), _SAMPLING, _CANCEL)
+    return (
+        _python_model(manifest.name + names.DECODER_SUFFIX, 1)
+        + "model_transaction_policy { decoupled: true }\n"
+        + "# All optional: a request has either everything but cancel, or cancel alone.\n"
+        + _tensors("input", inputs, optional=True)
+        + _tensors("output", _ANSWER)
+        + _parameters(
+            {
+                "model": manifest.name,
+                "max_num_seqs": str(manifest.max_seqs),
+                "max_num_batched_tokens": str(config.max_num_batched_tokens),
+                "max_waiting": str(config.max_waiting),
+                "num_threads": str(config.num_threads),
+            }
+        )
+    )
+
+
+def _embeds(manifest: Manifest) -> TensorSpec:
+    output = manifest.vision_encoder.spec.computed_outputs[0]
+    return TensorSpec(names.IMAGE_EMBEDS, output.dtype, output.shape)
+
+
+def _python_model(name: str, count: int) -> str:
+    return (
+        f'name: "{name}"\nbackend: "python"\nmax_batch_size: 0\n'
+        f"instance_group [ {{ count: {count}, kind: KIND_CPU }} ]\n"
+    )
+
+
+def _tensors(kind: str, tensors: Iterable[TensorSpec], *, optional: bool = False) -> str:
+    rows = []
+    for tensor in tensors:
+        dims = ", ".join(str(dim) if isinstance(dim, int) else "-1" for dim in tensor.shape)
+        row = f'  {{ name: "{tensor.name}", data_type: {_TRITON_TYPES[tensor.dtype]}, dims: [ {dims} ]'
+        rows.append(row + (", optional: true }" if optional else " }"))
+    return f"{kind} [\n" + ",\n".join(rows) + "\n]\n"
+
+
+def _step(model: str, inputs: Iterable[str], outputs: Iterable[str]) -> str:
+    maps = [f'      input_map {{ key: "{name}", value: "{name}" }}' for name in inputs]
+    maps += [f'      output_map {{ key: "{name}", value: "{name}" }}' for name in outputs]
+    return (
+        f'    {{\n      model_name: "{model}"\n      model_version: -1\n'
+        + "\n".join(maps)
+        + "\n    }"
+    )
+
+
+def _parameters(parameters: Mapping[str, str]) -> str:
+    return "".join(
+        f'parameters {{ key: "{key}", value {{ string_value: "{value}" }} }}\n'
+        for key, value in parameters.items()
+    )

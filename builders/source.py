@@ -1,0 +1,118 @@
+"""Where a checkpoint comes from: a local folder, or a hub id that is downloaded once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from builders.checkpoint import Checkpoint
+from builders.families import family_graphs
+from python_backend.errors import BundleError
+
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint that this project can serve.
+
+    Attributes:
+        model_id: what the user asked for: the public id of the served model.
+        checkpoint: its weights.
+        config: its normalized config.json.
+        generation_config: generation_config.json, empty if there is none.
+    """
+
+    model_id: str
+    checkpoint: Checkpoint
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the generation config's, else the config's."""
+        eos = self.generation_config.get("eos_token_id", self.config.get("eos_token_id"))
+        if eos is None:
+            eos = self.config["text_config"].get("eos_token_id")
+        if eos is None:
+            raise BundleError(f"{self.checkpoint.folder} names no eos_token_id: add it to its config")
+        return tuple(eos) if isinstance(eos, list) else (eos,)
+
+    @property
+    def sampling_defaults(self) -> dict[str, float]:
+        """What generation_config.json says, in the words of `SamplingParams`."""
+        config = self.generation_config
+        defaults: dict[str, float] = {}
+        if config.get("repetition_penalty"):
+            defaults["repetition_penalty"] = float(config["repetition_penalty"])
+        if not config.get("do_sample", False):
+            return {"temperature": 0.0, **defaults}
+        for name in ("temperature", "top_p", "min_p"):
+            if config.get(name) is not None:
+                defaults[name] = float(config[name])
+        if config.get("top_k"):
+            defaults["top_k"] = int(config["top_k"])
+        return defaults
+
+
+def open_source(model: str) -> Source:
+    """Find, download if need be, and check a checkpoint.
+
+    Args:
+        model: a local folder, or a hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`.
+
+    Raises:
+        BundleError: it is missing, damaged, or of a kind this project cannot serve.
+    """
+    folder = Path(model)
+    if not folder.exists():
+        folder = _download(model)
+        model_id = model
+    else:
+        model_id = folder.resolve().name
+    checkpoint = Checkpoint(folder)
+    raw = checkpoint.config
+    family_graphs(str(raw.get("model_type")))  # refuses what nobody has written
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise BundleError(
+            f"{model} is quantized ({method}): give the unquantized checkpoint and --precision int8 or "
+            "int4"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+    except Exception as error:
+        raise BundleError(f"{folder}/config.json cannot be used: {error}") from error
+    return Source(model_id, checkpoint, config, _generation_config(folder))
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return {}
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is not valid JSON: download the checkpoint again") from error
+    return config
+
+
+def _download(model: str) -> Path:
+    """The checkpoint's folder in the hub's cache; shows progress and resumes by itself."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_PATTERNS))
+    except HFValidationError as error:
+        raise BundleError(f"{model} is neither a folder nor a hub id") from error
+    except Exception as error:
+        raise BundleError(
+            f"{model} is not a local folder and could not be downloaded from the hub "
+            f"({type(error).__name__}): check the name and the network"
+        ) from error

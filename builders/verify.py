@@ -1,0 +1,205 @@
+"""Verification: the built model against a reference, before anything is served.
+
+A case is a conversation with what the reference made of it. The cases come from Hugging Face, run here
+in eager fp32 (`builders.hf_reference`), or from a recording that lies beside a checkpoint, so that the
+default model is verified on machines without torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from python_backend.config import EngineConfig
+from python_backend.errors import ParityError
+from python_backend.kv_cache import KVCache
+from python_backend.loading import load_runtime
+from python_backend.manifest import ModelFolder
+from python_backend.preprocess import PreparedRequest, Preprocessor
+
+RECORDING = "reference.json"
+_RECORDED_TENSORS = "reference.safetensors"
+
+TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "int8": 0.1, "int4": 0.6}
+"""Root-mean-square error over root-mean-square value of the logits, at most, by precision.
+
+fp32 differs by the order of additions only (measured: 1e-6). Block quantization of random weights, the
+worst case there is, measured 0.02 for 8 bits and 0.3 for 4; a graph that is wrong is above 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceCase:
+    """What the reference made of one conversation.
+
+    Attributes:
+        name: for reports.
+        messages: as the preprocess stage takes them.
+        images: encoded files, in order.
+        prompt_token_ids: int64 [S].
+        image_embeds: float32 [num_image_tokens, hidden_size]; None without images.
+        logits: float32 [T, V], of the last prompt token and of the T - 1 greedy tokens after it.
+        greedy_token_ids: what greedy decoding generates, at least T tokens.
+    """
+
+    name: str
+    messages: Sequence[Mapping[str, Any]]
+    images: Sequence[bytes]
+    prompt_token_ids: np.ndarray
+    image_embeds: np.ndarray | None
+    logits: np.ndarray
+    greedy_token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseResult:
+    """How far a built model is from the reference in one case.
+
+    Attributes:
+        name: the case.
+        embeds_error: relative RMS error of the image embeddings; 0 without images.
+        logits_error: the worst relative RMS error of a row of logits.
+        num_equal_tokens: greedy tokens that agree before the first difference.
+        num_tokens: greedy tokens compared.
+        problems: what is out of tolerance, in words.
+    """
+
+    name: str
+    embeds_error: float
+    logits_error: float
+    num_equal_tokens: int
+    num_tokens: int
+    problems: tuple[str, ...] = field(default=())
+
+
+def recorded_cases(folder: Path) -> list[ReferenceCase] | None:
+    """The recording beside a checkpoint, if there is one."""
+    path = folder / RECORDING
+    if not path.exists():
+        return None
+    tensors = load_file(folder / _RECORDED_TENSORS)
+    return [
+        ReferenceCase(
+            name=case["name"],
+            messages=case["messages"],
+            images=[(folder / image).read_bytes() for image in case["images"]],
+            prompt_token_ids=np.array(case["prompt_token_ids"]),
+            image_embeds=tensors.get(f"case{i}.image_embeds"),
+            logits=tensors[f"case{i}.logits"],
+            greedy_token_ids=case["greedy_token_ids"],
+        )
+        for i, case in enumerate(json.loads(path.read_text(encoding="utf-8"))["cases"])
+    ]
+
+
+def verify(model: ModelFolder, cases: Sequence[ReferenceCase]) -> list[CaseResult]:
+    """Run every case through the built stages and compare.
+
+    Raises:
+        ParityError: naming every case that is out of tolerance, after all have run.
+    """
+    runner = _CaseRunner(model)
+    results = [runner.run(case) for case in cases]
+    problems = [problem for result in results for problem in result.problems]
+    if problems:
+        raise ParityError(
+            "the built graphs do not give the reference's numbers: " + "; ".join(problems)
+        )
+    return results
+
+
+class _CaseRunner:
+    """One row of the cache, one case after another."""
+
+    def __init__(self, model: ModelFolder) -> None:
+        self._tolerance = TOLERANCES[model.manifest.precision]
+        self._is_exact = model.manifest.precision == "fp32"
+        self._preprocessor = Preprocessor(model)
+        config = EngineConfig()
+        self._encoder = load_runtime(model, model.manifest.vision_encoder, config)
+        self._decoder = load_runtime(model, model.manifest.decoder, config)
+        self._view = KVCache(self._decoder.spec, 1).view(0, 1)
+
+    def run(self, case: ReferenceCase) -> CaseResult:
+        prepared = self._preprocessor.prepare({"messages": case.messages}, case.images)
+        problems = []
+        if not np.array_equal(prepared.prompt.token_ids, case.prompt_token_ids):
+            return CaseResult(
+                name=case.name,
+                embeds_error=float("nan"),
+                logits_error=float("nan"),
+                num_equal_tokens=0,
+                num_tokens=len(case.greedy_token_ids),
+                problems=(f"{case.name}: the prompt's token ids differ",),
+            )
+        embeds = self._encode(prepared)
+        embeds_error = 0.0
+        if case.image_embeds is not None:
+            embeds_error = relative_error(embeds, case.image_embeds)
+            if not embeds_error <= TOLERANCES["fp32"]:  # the tower is not quantized
+                problems.append(f"{case.name}: image embeddings are off by {embeds_error:.2e}")
+        logits = self._decode(prepared, embeds, case.greedy_token_ids)
+        errors = [relative_error(a, b) for a, b in zip(logits, case.logits, strict=False)]
+        if not max(errors) <= self._tolerance:
+            problems.append(f"{case.name}: logits are off by {max(errors):.2e}")
+        greedy = logits.argmax(axis=1)
+        equal = greedy == np.array(case.greedy_token_ids)
+        num_equal = len(equal) if equal.all() else int(equal.argmin())
+        if self._is_exact and num_equal < len(equal):
+            problems.append(f"{case.name}: greedy tokens differ from number {num_equal + 1}")
+        return CaseResult(
+            name=case.name,
+            embeds_error=embeds_error,
+            logits_error=max(errors),
+            num_equal_tokens=num_equal,
+            num_tokens=len(equal),
+            problems=tuple(problems),
+        )
+
+    def _encode(self, prepared: PreparedRequest) -> np.ndarray:
+        if not prepared.images:
+            spec = self._decoder.spec.input("image_embeds")
+            return np.zeros((1, int(spec.shape[1])), spec.dtype)
+        feeds = self._preprocessor.family.encoder_feeds([i.features for i in prepared.images])
+        return self._encoder.run(feeds)[self._encoder.spec.computed_outputs[0].name]
+
+    def _decode(
+        self, prepared: PreparedRequest, embeds: np.ndarray, tokens: Sequence[int]
+    ) -> np.ndarray:
+        """Logits [T, V] that choose each of `tokens` when the ones before are given."""
+        prompt = prepared.prompt
+        num_prompt = len(prompt.token_ids)
+        has_axes = len(self._decoder.spec.input("position_ids").shape) == 3
+        ids, index = prompt.token_ids, prompt.image_index
+        positions, start = prompt.position_ids, 0
+        rows = []
+        for step in range(len(tokens)):
+            positions_fed = positions[:, None] if has_axes else positions[:1]
+            feeds = {
+                "input_ids": ids[None],
+                "image_index": index[None],
+                "image_embeds": embeds,
+                "position_ids": np.ascontiguousarray(positions_fed),
+                "write_indices": np.array([start]),
+                "kv_lengths": np.array([start + len(ids)], np.int32),
+                "logits_index": np.array([[len(ids) - 1]]),
+            }
+            rows.append(self._decoder.run(feeds, self._view)["logits"][0, 0].copy())
+            start = num_prompt + step
+            next_position = int(prompt.position_ids.max()) + 1 + step
+            ids, index = np.array([tokens[step]]), np.array([-1])
+            positions = np.full((positions.shape[0], 1), next_position)
+        return np.stack(rows)
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Root-mean-square difference over root-mean-square value; inf when the shapes differ."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    difference = np.sqrt(np.mean((actual.astype(np.float64) - expected) ** 2))
+    return float(difference / np.sqrt(np.mean(expected.astype(np.float64) ** 2)))

@@ -1,0 +1,139 @@
+"""What a family tells the serving stages: how a conversation becomes token ids, positions and pixels.
+
+Everything here is numpy; the graphs of a family are built in `builders.families`.
+Dimension letters: S prompt tokens, N patches or pixels rows of one image (the family's word).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from python_backend.chat_template import ChatTemplate, Conversation
+from python_backend.errors import InvalidRequestError
+from python_backend.spec import TensorSpec
+
+Features = Mapping[str, np.ndarray]
+"""Tensors of one or several images, as they cross from preprocess to encoder."""
+
+Detail = Literal["auto", "low", "high"]
+"""OpenAI's `image_url.detail`: `low` caps the pixels, `high` and `auto` leave the processor's limit."""
+
+LOW_DETAIL_PIXELS = 512 * 512
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """One image, ready for the encoder.
+
+    Attributes:
+        features: the family's tensors, first axis is the image's own.
+        num_tokens: how many prompt tokens, and rows of `image_embeds`, the image takes.
+    """
+
+    features: Features
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPrompt:
+    """A conversation as the decoder takes it.
+
+    Attributes:
+        token_ids: int64 [S], placeholders expanded.
+        image_index: int64 [S], row of the request's `image_embeds`, -1 for text.
+        position_ids: int64 [axes, S].
+    """
+
+    token_ids: np.ndarray
+    image_index: np.ndarray
+    position_ids: np.ndarray
+
+
+class ModelFamily(ABC):
+    """Everything the serving stages may not know about a model.
+
+    Args:
+        config: the checkpoint's normalized config.json, from the manifest.
+        processor_dir: tokenizer and processor files.
+    """
+
+    def __init__(self, config: Mapping[str, Any], processor_dir: Path) -> None:
+        self.config = config
+        self.template = ChatTemplate(processor_dir, self.placeholder_id)
+
+    @property
+    @abstractmethod
+    def placeholder_id(self) -> int:
+        """The token that stands for an image embedding."""
+
+    @property
+    @abstractmethod
+    def encoder_tensors(self) -> tuple[TensorSpec, ...]:
+        """The tensors of `Features`, with a dynamic first axis."""
+
+    @abstractmethod
+    def prepare_image(self, image: Image.Image, detail: Detail) -> PreparedImage:
+        """Resize, normalize and cut one RGB image exactly as the Hugging Face processor does.
+
+        Raises:
+            InvalidImageError: the image's shape is outside what the model takes.
+        """
+
+    @abstractmethod
+    def split_images(self, features: Features) -> list[Features]:
+        """The images of `join_images`, one by one."""
+
+    @abstractmethod
+    def encoder_feeds(self, images: Sequence[Features]) -> dict[str, np.ndarray]:
+        """Inputs of the vision-encoder graph for several images at once; at least one."""
+
+    @abstractmethod
+    def split_embeds(self, embeds: np.ndarray, images: Sequence[Features]) -> list[np.ndarray]:
+        """Rows of the graph's output [M, hidden] that belong to each image."""
+
+    @abstractmethod
+    def positions(self, token_ids: np.ndarray, images: Sequence[Features]) -> np.ndarray:
+        """Position ids int64 [axes, S] of an expanded prompt."""
+
+    def join_images(self, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
+        """The features of all images of a request, one after another; empty axes when there are none."""
+        if images:
+            names = [spec.name for spec in self.encoder_tensors]
+            return {name: np.concatenate([i.features[name] for i in images]) for name in names}
+        return {
+            spec.name: np.empty(
+                (0, *(dim for dim in spec.shape[1:] if isinstance(dim, int))), spec.dtype
+            )
+            for spec in self.encoder_tensors
+        }
+
+    def prepare(
+        self, conversation: Conversation, images: Sequence[PreparedImage]
+    ) -> PreparedPrompt:
+        """Token ids and positions of a conversation whose images are already prepared.
+
+        Raises:
+            InvalidRequestError: placeholders and images do not match, or a text is not acceptable.
+        """
+        token_ids = self.template.token_ids(conversation)
+        is_placeholder = token_ids == self.placeholder_id
+        if is_placeholder.sum() != len(images):
+            raise InvalidRequestError(
+                f"the prompt has {is_placeholder.sum()} image placeholders for {len(images)} images; "
+                "put images into user messages",
+                param="messages",
+            )
+        repeats = np.ones(len(token_ids), np.int64)
+        repeats[is_placeholder] = [image.num_tokens for image in images]
+        token_ids = np.repeat(token_ids, repeats)
+        is_placeholder = token_ids == self.placeholder_id
+        image_index = np.where(is_placeholder, np.cumsum(is_placeholder) - 1, -1)
+        positions = self.positions(token_ids, [image.features for image in images])
+        return PreparedPrompt(token_ids, image_index, positions)

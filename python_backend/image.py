@@ -1,0 +1,109 @@
+"""Encoded image files to RGB pictures, within limits that are checked before anything is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from python_backend.errors import InvalidImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+"""The only decoders that ever see a client's bytes (CVE-2026-22778: JPEG 2000; Pillow's FITS, PSD)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """What an image may cost.
+
+    Attributes:
+        max_file_bytes: of the encoded file.
+        max_pixels: width times height, read from the header before decoding.
+        min_side: of the shorter side, in pixels (CVE-2026-22773: a 1x1 image crashed a peer).
+    """
+
+    max_file_bytes: int = 32 * 2**20
+    max_pixels: int = 89_478_485
+    min_side: int = 4
+
+    def check(self, width: int, height: int) -> None:
+        """Raise `InvalidImageError` unless a picture of this size is allowed."""
+        if width * height > self.max_pixels:
+            raise InvalidImageError(
+                f"the image is {width} x {height}, more than {self.max_pixels} pixels; shrink it",
+                code="image_too_large",
+            )
+        if min(width, height) < self.min_side:
+            raise InvalidImageError(
+                f"the image is {width} x {height}; each side needs at least {self.min_side} pixels",
+                code="image_too_small",
+            )
+
+
+def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
+    """The picture in an encoded file: first frame, upright, on white, RGB.
+
+    Raises:
+        InvalidImageError: not one of `FORMATS`, damaged, or outside `limits`. The decoder's own words
+            are never passed on (CVE-2026-22778: they held heap addresses).
+    """
+    if not data:
+        raise InvalidImageError("the image file is empty", code="empty_image_file")
+    if len(data) > limits.max_file_bytes:
+        raise InvalidImageError(
+            f"the image file has {len(data)} bytes, more than {limits.max_file_bytes}; compress it",
+            code="image_file_too_large",
+        )
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise InvalidImageError(
+            f"the image has more than {limits.max_pixels} pixels; shrink it", code="image_too_large"
+        ) from None
+    except Exception:
+        raise InvalidImageError(
+            f"the file is not a readable image; send one of {', '.join(FORMATS)}",
+            code="invalid_image_format",
+        ) from None
+    limits.check(*image.size)
+    try:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+    except Exception:
+        raise InvalidImageError(
+            "the image file is damaged or truncated; send it again", code="image_parse_error"
+        ) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` as RGB: transparency over white, 16-bit greys scaled to 8."""
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels = np.asarray(image, np.float64)
+        scale = 65535 if image.mode.startswith("I;16") or pixels.max(initial=0) > 255 else 255
+        image = Image.fromarray((pixels.clip(0, scale) * (255 / scale)).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def image_hash(image: Image.Image, *context: str) -> str:
+    """Content hash of an RGB picture and of everything that decides its embeddings.
+
+    The size is part of what is hashed (CVE-2025-46722, CVE-2026-24255: 30x100 and 100x30 pictures of
+    equal bytes shared a cache entry), and every part is framed by its length.
+
+    Args:
+        image: as `decode_image` returns it.
+        context: processor fingerprint, detail, and whatever else changes the result.
+    """
+    digest = hashlib.blake2b(digest_size=32)
+    header = (image.mode, *map(str, image.size), *context)
+    for part in (*(text.encode() for text in header), image.tobytes()):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()

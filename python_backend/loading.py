@@ -1,0 +1,49 @@
+"""From a model folder to the objects that serve it: used by the Triton stages and by the offline engine."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer
+
+from python_backend.config import EngineConfig
+from python_backend.encoder_cache import EncoderCache
+from python_backend.engine import Engine
+from python_backend.families.base import ModelFamily
+from python_backend.manifest import GraphFile, ModelFolder
+from python_backend.model_runner import ModelRunner
+from python_backend.runtimes.base import EngineRuntime
+from python_backend.runtimes.ort import OrtRuntime
+from python_backend.scheduler import Scheduler
+from python_backend.token_text import TokenText
+from python_backend.vision_encoder import VisionEncoder
+
+
+def load_runtime(model: ModelFolder, graph: GraphFile, config: EngineConfig) -> EngineRuntime:
+    """A graph of `model` in the engine it was built for."""
+    quantized = model.manifest.precision != "fp32" and graph is model.manifest.decoder
+    return OrtRuntime(
+        graph.spec, model.path(graph), num_threads=config.num_threads, prepack=quantized
+    )
+
+
+def load_vision_encoder(
+    model: ModelFolder, family: ModelFamily, config: EngineConfig
+) -> VisionEncoder:
+    """The encoder stage of `model`."""
+    runtime = load_runtime(model, model.manifest.vision_encoder, config)
+    cache = EncoderCache(config.encoder_cache_bytes)
+    return VisionEncoder(family, runtime, cache, config.max_encoder_patches)
+
+
+def load_engine(model: ModelFolder, config: EngineConfig) -> Engine:
+    """The decoder stage of `model`."""
+    manifest = model.manifest
+    num_rows = min(config.max_num_seqs, manifest.max_seqs)
+    scheduler = Scheduler(
+        max_num_seqs=num_rows,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=manifest.max_model_len,
+        max_waiting=config.max_waiting,
+    )
+    runner = ModelRunner(load_runtime(model, manifest.decoder, config), num_rows)
+    tokenizer = Tokenizer.from_file(str(model.processor_dir / "tokenizer.json"))
+    return Engine(scheduler, runner, TokenText(tokenizer), manifest.eos_token_ids)

@@ -1,0 +1,157 @@
+"""`Manifest`: what was built, written by the builder and read-only afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from python_backend.errors import BundleError
+from python_backend.spec import GraphSpec
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+PROCESSOR_DIR = "processor"
+VERSION_DIR = "1"
+"""Triton's version directory; a bundle has one version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphFile:
+    """One built graph.
+
+    Attributes:
+        path: relative to the model repository.
+        spec: its contract.
+        files: path relative to the repository to sha256, of the graph and of its weights.
+    """
+
+    path: str
+    spec: GraphSpec
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything the stages need to know about a model.
+
+    Attributes:
+        name: of the Triton ensemble; the stages' names derive from it.
+        served_model_name: the id clients use, such as a hub id.
+        model_type: the family.
+        config: the checkpoint's normalized config.json.
+        precision: of the graphs.
+        max_model_len: context, prompt and output together, in tokens.
+        max_seqs: choices generated at once, at most.
+        max_images: images in one prompt, at most.
+        eos_token_ids: tokens that end an answer.
+        sampling_defaults: from generation_config.json, for what a request leaves open.
+        processor_fingerprint: changes when tokenizer or image processing change.
+        vision_encoder: graph from pixels to embeddings.
+        decoder: graph from tokens to logits.
+        source: where the checkpoint came from, and what it was when it was built.
+        versions: of the libraries that built it.
+        verification: what it was compared with and the errors found; empty if it was not.
+    """
+
+    name: str
+    served_model_name: str
+    model_type: str
+    config: Mapping[str, Any]
+    precision: str
+    max_model_len: int
+    max_seqs: int
+    max_images: int
+    eos_token_ids: tuple[int, ...]
+    sampling_defaults: Mapping[str, float]
+    processor_fingerprint: str
+    vision_encoder: GraphFile
+    decoder: GraphFile
+    source: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    verification: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        data = {"format_version": FORMAT_VERSION, **asdict(self)}
+        for graph in ("vision_encoder", "decoder"):
+            data[graph]["spec"] = getattr(self, graph).spec.to_json()
+        return json.dumps(data, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """The inverse of `to_json`.
+
+        Raises:
+            BundleError: the text is not a manifest of this format version.
+        """
+        try:
+            data = json.loads(text)
+            version = data.pop("format_version")
+            if version != FORMAT_VERSION:
+                raise BundleError(
+                    f"the model was built in format {version}, this version reads {FORMAT_VERSION}: "
+                    "build it again"
+                )
+            for graph in ("vision_encoder", "decoder"):
+                spec = GraphSpec.from_json(data[graph].pop("spec"))
+                data[graph] = GraphFile(spec=spec, **data[graph])
+            data["eos_token_ids"] = tuple(data["eos_token_ids"])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(
+                f"the manifest is damaged ({error!r}): build the model again"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A built model in a Triton model repository.
+
+    Attributes:
+        folder: `<repository>/<name>`, the ensemble's folder.
+        manifest: what is in it.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path, *, allow_unverified: bool = False) -> ModelFolder:
+        """Read the manifest of a model folder.
+
+        Args:
+            folder: `<repository>/<name>`.
+            allow_unverified: accept a model that was built with `--skip-verify`.
+
+        Raises:
+            BundleError: there is none, it is damaged, files are missing, or nobody verified it.
+        """
+        path = folder / VERSION_DIR / FILE_NAME
+        try:
+            manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BundleError(
+                f"{folder} holds no built model: run builders/build.py --model <checkpoint>"
+            ) from None
+        if not manifest.verification and not allow_unverified:
+            raise BundleError(
+                f"{folder} was built without verification: build it again without --skip-verify, or "
+                "allow unverified models"
+            )
+        for graph in (manifest.vision_encoder, manifest.decoder):
+            for file in graph.files:
+                if not (folder.parent / file).exists():
+                    raise BundleError(f"{folder.parent / file} is missing: build the model again")
+        return cls(folder, manifest)
+
+    @property
+    def processor_dir(self) -> Path:
+        """Tokenizer and image-processor files."""
+        return self.folder / VERSION_DIR / PROCESSOR_DIR
+
+    def path(self, graph: GraphFile) -> Path:
+        """The file of a graph."""
+        return self.folder.parent / graph.path

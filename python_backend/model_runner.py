@@ -1,0 +1,127 @@
+"""A `StepPlan` to logits: feeds the decoder graph and owns the KV cache.
+
+Dimension letters: B rows, S tokens, V vocabulary, H hidden.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from python_backend.kv_cache import KVCache
+from python_backend.request import GenerationRequest
+from python_backend.runtimes.base import EngineRuntime
+from python_backend.scheduler import Choice, StepPlan
+
+
+class RunnerRequest:
+    """The tensors of one request while it is in the engine.
+
+    Attributes:
+        next_position: position of the first generated token.
+        last_tokens: per choice, the token that is fed at its next step.
+    """
+
+    def __init__(self, request: GenerationRequest, empty_embeds: np.ndarray) -> None:
+        prompt = request.prompt
+        self.token_ids = prompt.token_ids
+        self.image_index = prompt.image_index
+        self.position_ids = prompt.position_ids
+        self.image_embeds = request.image_embeds if len(request.image_embeds) else empty_embeds
+        self.next_position = int(prompt.position_ids.max()) + 1
+        self.last_tokens = [0] * request.params.n
+
+
+class ModelRunner:
+    """Runs steps on one engine. Owned by the engine thread.
+
+    Args:
+        runtime: the decoder graph.
+        num_rows: slots of the scheduler.
+    """
+
+    def __init__(self, runtime: EngineRuntime, num_rows: int) -> None:
+        self._runtime = runtime
+        self._cache = KVCache(runtime.spec, num_rows)
+        embeds = runtime.spec.input("image_embeds")
+        self.hidden_size = int(embeds.shape[1])
+        self.vocab_size = int(runtime.spec.output("logits").shape[2])
+        # A graph input cannot be empty; text rows never look at this one.
+        self._no_embeds = np.zeros((1, self.hidden_size), embeds.dtype)
+        self._has_axes = len(runtime.spec.input("position_ids").shape) == 3
+        self._requests: dict[str, RunnerRequest] = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the KV cache when every row is full."""
+        return self._cache.num_bytes
+
+    def add(self, request: GenerationRequest) -> None:
+        """Take a request's tensors."""
+        self._requests[request.request_id] = RunnerRequest(request, self._no_embeds)
+
+    def remove(self, request_id: str) -> None:
+        """Let go of a request's tensors; its cache rows are the scheduler's business."""
+        self._requests.pop(request_id, None)
+
+    def append(self, choice: Choice, token_id: int) -> None:
+        """Record the sampled token, which is fed at the choice's next step."""
+        self._requests[choice.request.request_id].last_tokens[choice.index] = token_id
+
+    def run(self, plan: StepPlan) -> np.ndarray:
+        """Logits float32 [len(plan.choices), V] of the step's next tokens; valid until the next run."""
+        for copy in plan.copies:
+            self._cache.copy_row(copy.source, copy.target, copy.num_tokens)
+        if plan.kind == "decode":
+            return self._decode(plan.choices)
+        logits = self._prefill(plan)
+        # All choices of a request start from the same distribution.
+        return np.repeat(logits, len(plan.choices), axis=0)
+
+    def _prefill(self, plan: StepPlan) -> np.ndarray:
+        assert plan.request is not None
+        request = self._requests[plan.request.request_id]
+        start, stop = plan.start, plan.start + plan.num_scheduled_tokens
+        feeds = {
+            "input_ids": request.token_ids[None, start:stop],
+            "image_index": request.image_index[None, start:stop],
+            "image_embeds": request.image_embeds,
+            "position_ids": self._positions(request.position_ids[:, None, start:stop]),
+            "write_indices": np.array([start]),
+            "kv_lengths": np.array([stop], np.int32),
+            "logits_index": np.array([[stop - start - 1]]),
+        }
+        view = self._cache.view(plan.slot, plan.slot + 1)
+        return self._runtime.run(feeds, view)["logits"][0]
+
+    def _decode(self, choices: tuple[Choice, ...]) -> np.ndarray:
+        num_rows = len(choices)
+        rows = [self._requests[choice.request.request_id] for choice in choices]
+        tokens = [row.last_tokens[c.index] for row, c in zip(rows, choices, strict=True)]
+        starts = np.array([choice.num_computed_tokens for choice in choices])
+        positions = np.array(
+            [
+                row.next_position + c.num_output_tokens - 1
+                for row, c in zip(rows, choices, strict=True)
+            ]
+        )
+        num_axes = rows[0].position_ids.shape[0]
+        feeds = {
+            "input_ids": np.array(tokens)[:, None],
+            "image_index": np.full((num_rows, 1), -1),
+            "image_embeds": self._no_embeds,
+            "position_ids": self._positions(
+                np.broadcast_to(positions[None, :, None], (num_axes, num_rows, 1))
+            ),
+            "write_indices": starts,
+            "kv_lengths": (starts + 1).astype(np.int32),
+            "logits_index": np.zeros((num_rows, 1), np.int64),
+        }
+        return self._runtime.run(feeds, self._cache.view(0, num_rows))["logits"][:, 0]
+
+    def _positions(self, positions: np.ndarray) -> np.ndarray:
+        """[axes, B, S] as the graph takes it: without the axis if it has only one."""
+        return np.ascontiguousarray(positions if self._has_axes else positions[0])
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._runtime.close()

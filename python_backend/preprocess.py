@@ -1,0 +1,149 @@
+"""The preprocess stage: a conversation and encoded image files to token ids, positions and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from python_backend.chat_template import Conversation
+from python_backend.errors import InvalidImageError, InvalidRequestError, PromptTooLongError
+from python_backend.families import load_family
+from python_backend.families.base import Detail, PreparedImage, PreparedPrompt
+from python_backend.image import ImageLimits, decode_image, image_hash
+from python_backend.manifest import ModelFolder
+
+_DETAILS: tuple[Detail, ...] = ("auto", "low", "high")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """What preprocess hands to the encoder and the decoder.
+
+    Attributes:
+        prompt: for the decoder.
+        images: for the encoder.
+        image_hashes: one per image.
+    """
+
+    prompt: PreparedPrompt
+    images: Sequence[PreparedImage]
+    image_hashes: Sequence[str]
+
+
+class Preprocessor:
+    """Prepares requests for one model.
+
+    Args:
+        model: the built model.
+        limits: what an image may cost.
+    """
+
+    def __init__(self, model: ModelFolder, limits: ImageLimits | None = None) -> None:
+        self._manifest = model.manifest
+        self._limits = limits or ImageLimits()
+        self.family = load_family(model.manifest.config, model.processor_dir)
+
+    def prepare(self, prompt: Mapping[str, Any], images: Sequence[bytes]) -> PreparedRequest:
+        """Decode the images, render and tokenize the conversation.
+
+        Args:
+            prompt: as `tensor_names.PROMPT` describes it.
+            images: encoded files, in the order of the conversation's image parts.
+
+        Raises:
+            InvalidRequestError: the prompt is malformed, too long, or does not match the images.
+            InvalidImageError: an image is not readable or outside the limits.
+        """
+        conversation, details = read_prompt(prompt)
+        if len(details) != len(images):
+            raise InvalidRequestError(
+                f"the prompt has {len(details)} image parts for {len(images)} images",
+                param="messages",
+            )
+        if len(images) > self._manifest.max_images:
+            raise InvalidRequestError(
+                f"At most {self._manifest.max_images} images may be provided in one prompt; this one "
+                f"has {len(images)}.",
+                param="messages",
+            )
+        prepared, hashes = [], []
+        for i, (data, detail) in enumerate(zip(images, details.values(), strict=True)):
+            try:
+                image = decode_image(data, self._limits)
+                prepared.append(self.family.prepare_image(image, detail))
+            except InvalidImageError as error:
+                error.param = list(details)[i]
+                raise
+            fingerprint = self._manifest.processor_fingerprint
+            hashes.append(image_hash(image, fingerprint, detail))
+            self._check_length(sum(image.num_tokens for image in prepared), len(prepared))
+        result = self.family.prepare(conversation, prepared)
+        self._check_length(len(result.token_ids), len(prepared))
+        return PreparedRequest(result, prepared, hashes)
+
+    def _check_length(self, num_tokens: int, num_images: int) -> None:
+        """Refuse a prompt before the encoder works for it."""
+        if num_tokens >= self._manifest.max_model_len:
+            images = f" (with {num_images} images)" if num_images else ""
+            raise PromptTooLongError(
+                f"This model's maximum context length is {self._manifest.max_model_len} tokens. However, "
+                f"your messages resulted in at least {num_tokens} tokens{images}. Please reduce the "
+                "length of the messages or send fewer or smaller images.",
+                param="messages",
+            )
+
+
+def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, dict[str, Detail]]:
+    """Check the prompt's JSON.
+
+    Returns:
+        The conversation, and the detail of each image part by the part's path, in order.
+
+    Raises:
+        InvalidRequestError: it is not what `tensor_names.PROMPT` describes.
+    """
+    if not isinstance(prompt, Mapping) or len(prompt) != 1:
+        raise InvalidRequestError(
+            "the prompt must be a JSON object with one of messages, prompt and prompt_token_ids",
+            param="prompt",
+        )
+    ((kind, value),) = prompt.items()
+    if kind == "prompt" and isinstance(value, str):
+        return Conversation(prompt=value), {}
+    if (
+        kind == "prompt_token_ids"
+        and isinstance(value, list)
+        and all(type(v) is int for v in value)
+    ):
+        return Conversation(prompt_token_ids=value), {}
+    if kind == "messages" and isinstance(value, list) and value:
+        details: dict[str, Detail] = {}
+        for i, message in enumerate(value):
+            _read_message(message, f"messages[{i}]", details)
+        return Conversation(messages=value), details
+    raise InvalidRequestError(f"{kind} is empty or of the wrong type", param=str(kind))
+
+
+def _read_message(message: object, path: str, details: dict[str, Detail]) -> None:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise InvalidRequestError(f"{path} needs a role and content", param=path)
+    content = message.get("content")
+    if isinstance(content, str):
+        return
+    if not isinstance(content, list) or not content:
+        raise InvalidRequestError(
+            f"{path}.content must be a string or a list of parts", param=f"{path}.content"
+        )
+    for i, part in enumerate(content):
+        where = f"{path}.content[{i}]"
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part["text"] if "text" in part else None, str):
+            continue
+        if kind == "image" and part.get("detail", "auto") in _DETAILS:
+            details[where] = part.get("detail", "auto")
+            continue
+        raise InvalidRequestError(
+            f"{where} must be a text or an image part; detail is one of {', '.join(_DETAILS)}",
+            param=where,
+        )

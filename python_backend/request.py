@@ -1,0 +1,87 @@
+"""What the engine is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from python_backend.families.base import PreparedPrompt
+from python_backend.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A prepared prompt with its image embeddings, ready for the decoder.
+
+    Attributes:
+        request_id: unique among the requests under way.
+        prompt: token ids, image index and positions.
+        image_embeds: [num_image_tokens, hidden_size]; no rows for a request without images.
+        params: how to sample.
+    """
+
+    request_id: str
+    prompt: PreparedPrompt
+    image_embeds: np.ndarray
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one choice.
+
+    Attributes:
+        prompt_tokens: image placeholders included.
+        completion_tokens: of this choice, the token that ended it included.
+        image_tokens: how many of the prompt tokens stand for image embeddings.
+        cached_tokens: prompt tokens that were not computed because a cache row already held them.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    image_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """What is new for one choice since its last output.
+
+    Attributes:
+        request_id: whose.
+        index: which of its choices.
+        text: follows the text sent before; may be empty.
+        token_ids: tokens this output covers.
+        logprobs: one OpenAI token object per token, None if not asked for.
+        finish_reason: `stop` or `length` on the choice's last output, else None.
+        matched_stop: the stop token id or string that ended it, if one did.
+        usage: on the choice's last output.
+        is_last: whether no choice of the request has anything more to come.
+    """
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[dict[str, Any]] | None = None
+    finish_reason: str | None = None
+    matched_stop: int | str | None = None
+    usage: Usage | None = None
+    is_last: bool = False
+
+    def merge(self, later: RequestOutput) -> RequestOutput:
+        """This output and a later one of the same choice, as one."""
+        return RequestOutput(
+            self.request_id,
+            self.index,
+            self.text + later.text,
+            [*self.token_ids, *later.token_ids],
+            None if self.logprobs is None else [*self.logprobs, *(later.logprobs or ())],
+            later.finish_reason,
+            later.matched_stop,
+            later.usage,
+            later.is_last,
+        )

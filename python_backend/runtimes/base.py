@@ -1,0 +1,63 @@
+"""`EngineRuntime`: one graph, loaded and ready to run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from python_backend.kv_cache import CacheView
+from python_backend.spec import GraphSpec
+
+
+class EngineRuntime(ABC):
+    """One graph in one engine. Owned by one thread.
+
+    A runtime is its constructor (load the file, compare it with `spec`), `_run` and `close`; names,
+    dtypes and shapes are checked here, once for all of them.
+    """
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self.spec = spec
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], cache: CacheView | None = None
+    ) -> dict[str, np.ndarray]:
+        """Compute the outputs.
+
+        Args:
+            feeds: exactly the spec's `fed_inputs`.
+            cache: memory of the aliased inputs and outputs, updated in place; None if the graph has
+                none. Its first axis is the feeds' row axis.
+
+        Returns:
+            The spec's `computed_outputs`; valid until the next call.
+
+        Raises:
+            EngineError: a feed is missing, unknown, or of the wrong dtype or shape.
+        """
+        self.spec.check(feeds)
+        return self._run(feeds, cache)
+
+    @abstractmethod
+    def _run(
+        self, feeds: Mapping[str, np.ndarray], cache: CacheView | None
+    ) -> dict[str, np.ndarray]: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the engine; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

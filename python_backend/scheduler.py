@@ -1,0 +1,333 @@
+"""In-flight batching (also called continuous batching): which tokens are computed in each step.
+
+Pure bookkeeping over integers: no tensor, thread, clock or I/O. Each step is either one chunk of one
+prompt ("prefill") or one token of every running choice ("decode"); the two alternate while both have
+work, so a long prompt cannot stall the streams that run and the streams cannot starve a prompt.
+
+A running choice holds one slot, a row of the KV cache. Slots are kept compact:
+
+    slot  0 .. n-1   running choices, in no particular order
+    slot  n          the request whose prompt is being computed, if any
+    rest             free
+
+A decode step therefore covers a prefix of the rows, and whoever leaves is replaced by the last one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from python_backend.errors import InvalidRequestError, OverloadedError, PromptTooLongError
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended, in OpenAI's words; `CANCELLED` never reaches a client."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True, eq=False)
+class Choice:
+    """One of the n answers of a request.
+
+    Attributes:
+        request: whose answer it is.
+        index: 0 to n - 1.
+        slot: its cache row, None unless running.
+        num_output_tokens: tokens sampled so far; the last one is not in the cache yet.
+        finish_reason: None while it runs.
+    """
+
+    request: Request
+    index: int
+    slot: int | None = None
+    num_output_tokens: int = 0
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens whose keys and values are in the cache."""
+        return self.request.num_prompt_tokens + max(self.num_output_tokens - 1, 0)
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What the scheduler knows of a request.
+
+    Attributes:
+        request_id: unique among the requests it holds.
+        num_prompt_tokens: image placeholders included.
+        max_tokens: output tokens per choice, at most.
+        stop_token_ids: tokens that end a choice.
+        num_choices: answers to generate.
+        num_computed_tokens: prompt tokens in the cache so far.
+        choices: the answers.
+    """
+
+    request_id: str
+    num_prompt_tokens: int
+    max_tokens: int
+    stop_token_ids: frozenset[int] = frozenset()
+    num_choices: int = 1
+    num_computed_tokens: int = 0
+    choices: list[Choice] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.choices = [Choice(self, index) for index in range(self.num_choices)]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every choice has ended."""
+        return all(choice.finish_reason is not None for choice in self.choices)
+
+
+@dataclass(frozen=True, slots=True)
+class RowCopy:
+    """Copy the first `num_tokens` positions of cache row `source` to row `target`."""
+
+    source: int
+    target: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Everything the model runner needs for one step.
+
+    Attributes:
+        kind: what is computed.
+        copies: cache rows to move first, in this order.
+        choices: whose next token is sampled from this step's logits: of a decode step all that run,
+            in slot order; of a prompt's last chunk the request's choices; else none.
+        request: the request whose prompt is computed, None in a decode step.
+        slot: its cache row.
+        start: first prompt token to compute.
+        num_scheduled_tokens: prompt tokens to compute, or one per choice.
+    """
+
+    kind: Literal["prefill", "decode"]
+    copies: tuple[RowCopy, ...]
+    choices: tuple[Choice, ...]
+    request: Request | None = None
+    slot: int = 0
+    start: int = 0
+    num_scheduled_tokens: int = 0
+
+
+class Scheduler:
+    """Decides each step; holds every request from admission to its last token.
+
+    Args:
+        max_num_seqs: slots.
+        max_num_batched_tokens: longest prefill chunk.
+        max_model_len: capacity of a slot, prompt and output together.
+        max_waiting: requests that may wait for a slot.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        max_waiting: int,
+    ) -> None:
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self.max_waiting = max_waiting
+        self._waiting: deque[Request] = deque()
+        self._running: list[Choice] = []
+        self._prefilling: Request | None = None
+        self._prefill_slot = 0
+        self._fresh: list[
+            Choice
+        ] = []  # prompt just computed in the prefill slot, no slot of their own
+        self._last_kind: Literal["prefill", "decode"] = "decode"
+
+    # --- what is there -------------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Slots in use."""
+        running = sum(choice.finish_reason is None for choice in (*self._running, *self._fresh))
+        return running + (self._prefilling is not None)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._waiting) or self.num_running > 0
+
+    def max_output_tokens(self, num_prompt_tokens: int) -> int:
+        """Output tokens that fit behind a prompt."""
+        return self.max_model_len - num_prompt_tokens
+
+    # --- coming and going ----------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            PromptTooLongError: prompt, or prompt and output, exceed `max_model_len`.
+            InvalidRequestError: it asks for more choices than there are slots.
+            OverloadedError: the queue is full.
+        """
+        num_prompt, limit = request.num_prompt_tokens, self.max_model_len
+        if num_prompt >= limit:
+            raise PromptTooLongError(
+                f"This model's maximum context length is {limit} tokens. However, your messages "
+                f"resulted in {num_prompt} tokens and at least one is needed for the answer. Please "
+                "reduce the length of the messages or send fewer or smaller images.",
+                param="messages",
+            )
+        if request.max_tokens > self.max_output_tokens(num_prompt):
+            raise InvalidRequestError(
+                f"max_tokens is too large: {request.max_tokens}. The prompt has {num_prompt} tokens, "
+                f"so at most {self.max_output_tokens(num_prompt)} fit in the context of {limit}.",
+                param="max_tokens",
+            )
+        if request.num_choices > self.max_num_seqs:
+            raise InvalidRequestError(
+                f"n is {request.num_choices}; this engine generates at most {self.max_num_seqs} "
+                "choices at once",
+                param="n",
+            )
+        if len(self._waiting) >= self.max_waiting:
+            raise OverloadedError(
+                f"the server has {len(self._waiting)} requests waiting, which is its limit; retry later"
+            )
+        self._waiting.append(request)
+
+    def abort(self, request_id: str) -> Request | None:
+        """Drop a request wherever it is; its slots are free at the next step. None if unknown."""
+        for request in self._requests():
+            if request.request_id == request_id:
+                for choice in request.choices:
+                    if choice.finish_reason is None:
+                        self.finish(choice, FinishReason.CANCELLED)
+                if request in self._waiting:
+                    self._waiting.remove(request)
+                if request is self._prefilling:
+                    self._prefilling = None
+                return request
+        return None
+
+    def finish(self, choice: Choice, reason: FinishReason) -> None:
+        """End a choice; its slot is free at the next step."""
+        choice.finish_reason = reason
+
+    def _requests(self) -> list[Request]:
+        """Every request with an unfinished choice."""
+        held = [choice.request for choice in (*self._running, *self._fresh)]
+        if self._prefilling is not None:
+            held.append(self._prefilling)
+        return [r for r in dict.fromkeys([*held, *self._waiting]) if not r.is_finished]
+
+    # --- one step ------------------------------------------------------------------------------
+
+    def schedule(self) -> StepPlan | None:
+        """The next step; None when there is nothing to do.
+
+        1. close the holes that finished choices left, give slots to choices whose prompt is done;
+        2. admit the first waiting request if its choices fit;
+        3. prefill and decode in turn.
+        """
+        copies = self._compact()
+        self._admit()
+        request = self._prefilling
+        if request is not None and (not self._running or self._last_kind == "decode"):
+            self._last_kind = "prefill"
+            return self._plan_prefill(request, copies)
+        self._last_kind = "decode"
+        if not self._running:
+            return None
+        choices = tuple(self._running)
+        return StepPlan("decode", copies, choices, num_scheduled_tokens=len(choices))
+
+    def _plan_prefill(self, request: Request, copies: tuple[RowCopy, ...]) -> StepPlan:
+        start = request.num_computed_tokens
+        num_tokens = min(self.max_num_batched_tokens, request.num_prompt_tokens - start)
+        is_last = start + num_tokens == request.num_prompt_tokens
+        choices = tuple(request.choices) if is_last else ()
+        return StepPlan("prefill", copies, choices, request, self._prefill_slot, start, num_tokens)
+
+    def _compact(self) -> tuple[RowCopy, ...]:
+        copies: list[RowCopy] = []
+        running = [choice for choice in self._running if choice.finish_reason is None]
+        num_running = len(running)
+        movers = [choice for choice in running if self._slot(choice) >= num_running]
+        holes = set(range(num_running)) - {self._slot(choice) for choice in running}
+        for choice, hole in zip(movers, sorted(holes), strict=True):
+            copies.append(RowCopy(self._slot(choice), hole, choice.num_computed_tokens))
+            choice.slot = hole
+        source = self._prefill_slot
+        for choice in self._fresh:
+            if choice.finish_reason is None:
+                choice.slot = len(running)
+                running.append(choice)
+                if choice.slot != source:
+                    copies.append(RowCopy(source, choice.slot, choice.request.num_prompt_tokens))
+        self._fresh = []
+        if self._prefilling is not None and source != len(running):
+            target = len(running)
+            copies.append(RowCopy(source, target, self._prefilling.num_computed_tokens))
+            self._prefill_slot = target
+        self._running = sorted(running, key=self._slot)
+        return tuple(copies)
+
+    @staticmethod
+    def _slot(choice: Choice) -> int:
+        assert choice.slot is not None
+        return choice.slot
+
+    def _admit(self) -> None:
+        if self._prefilling is not None or not self._waiting:
+            return
+        if len(self._running) + self._waiting[0].num_choices <= self.max_num_seqs:
+            self._prefilling = self._waiting.popleft()
+            self._prefill_slot = len(self._running)
+
+    def update(self, plan: StepPlan, token_ids: Sequence[int]) -> None:
+        """Record what the step computed.
+
+        Args:
+            plan: as `schedule` returned it.
+            token_ids: the sampled token of each of `plan.choices`.
+        """
+        if plan.request is not None and plan.request is self._prefilling:
+            plan.request.num_computed_tokens += plan.num_scheduled_tokens
+            if plan.choices:
+                self._prefilling, self._fresh = None, list(plan.choices)
+        for choice, token_id in zip(plan.choices, token_ids, strict=True):
+            if choice.finish_reason is not None:
+                continue
+            choice.num_output_tokens += 1
+            if token_id in choice.request.stop_token_ids:
+                self.finish(choice, FinishReason.STOP)
+            elif choice.num_output_tokens >= choice.request.max_tokens:
+                self.finish(choice, FinishReason.LENGTH)
+
+    # --- invariants ----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise AssertionError unless slots and queues are consistent. For tests, and when idle."""
+        slots = [choice.slot for choice in self._running]
+        assert slots == list(range(len(slots))), f"slots are not compact: {slots}"
+        used = len(self._running) + len(self._fresh) + (self._prefilling is not None)
+        assert used <= self.max_num_seqs, f"{used} of {self.max_num_seqs} slots"
+        if self._prefilling is not None:
+            assert self._prefill_slot not in slots, "a prompt is computed in a row that is running"
+        for choice in self._running:
+            assert choice.num_computed_tokens <= self.max_model_len
+        assert len(self._waiting) <= self.max_waiting

@@ -1,0 +1,89 @@
+"""Triton model `<name>-decoder`: tokens and image embeddings to text, with in-flight batching."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from python_backend import tensor_names as names
+from python_backend import triton_io
+from python_backend.config import EngineConfig
+from python_backend.engine_loop import EngineLoop
+from python_backend.families.base import PreparedPrompt
+from python_backend.loading import load_engine
+from python_backend.request import GenerationRequest
+from python_backend.sampling_params import SamplingParams
+
+_LOG = logging.getLogger(__name__)
+
+
+class DecoderModel:
+    """A decoupled `TritonPythonModel` that hosts the engine."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the decoder and start its threads."""
+        model = triton_io.open_model(args)
+        self._name = args["model_name"]
+        self._defaults = dict(model.manifest.sampling_defaults)
+        config = EngineConfig.from_parameters(triton_io.read_parameters(args))
+        self._num_anonymous = 0
+        self._loop = EngineLoop(load_engine(model, config), on_broken=self._unload)
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Hand the requests to the engine and return at once."""
+        for request in requests:
+            if triton_io.has_tensor(request, names.CANCEL):
+                self._cancel(request)
+            else:
+                self._submit(request)
+
+    def _submit(self, request: Any) -> None:
+        sink = triton_io.TritonSink(request)
+        try:
+            generation = self._read(request)
+        except Exception as error:
+            sink.fail(error)
+        else:
+            self._loop.submit(generation, sink)
+
+    def _read(self, request: Any) -> GenerationRequest:
+        sampling = triton_io.read_json(request, names.SAMPLING)
+        params = SamplingParams.from_json(json.dumps({**self._defaults, **sampling}))
+        # Copies: the request's memory is Triton's, and it ends with `execute`.
+        prompt = PreparedPrompt(
+            triton_io.read_tensor(request, names.PROMPT_TOKEN_IDS).copy(),
+            triton_io.read_tensor(request, names.IMAGE_INDEX).copy(),
+            triton_io.read_tensor(request, names.POSITION_IDS).copy(),
+        )
+        embeds = triton_io.read_tensor(request, names.IMAGE_EMBEDS).copy()
+        request_id = request.request_id()
+        if not request_id:
+            self._num_anonymous += 1
+            request_id = f"anonymous-{self._num_anonymous}"
+        return GenerationRequest(request_id, prompt, embeds, params)
+
+    def _cancel(self, request: Any) -> None:
+        (request_id,) = triton_io.read_bytes(request, names.CANCEL)
+        sender = request.get_response_sender()
+
+        def respond(found: bool) -> None:
+            tensors = {
+                names.TEXT: triton_io.to_bytes_array([""]),
+                names.DETAILS: triton_io.to_bytes_array([json.dumps({"cancelled": found})]),
+            }
+            sender.send(triton_io.to_response(tensors), flags=triton_io.FINAL)
+
+        self._loop.abort(request_id.decode(), respond)
+
+    def _unload(self) -> None:
+        """Take the model out of service: its readiness tells the proxy and the operator."""
+        _LOG.error("unloading %s: the engine fails at every step", self._name)
+        pb_utils.unload_model(self._name)
+
+    def finalize(self) -> None:
+        """Stop admitting and finish what runs."""
+        self._loop.close()

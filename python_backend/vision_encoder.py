@@ -1,0 +1,93 @@
+"""The encoder stage: pixel tensors of several requests to image embeddings, each picture once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from python_backend.encoder_cache import EncoderCache
+from python_backend.families.base import Features, ModelFamily
+from python_backend.runtimes.base import EngineRuntime
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderImage:
+    """One picture to encode.
+
+    Attributes:
+        features: the family's tensors of it.
+        image_hash: its content hash.
+    """
+
+    features: Features
+    image_hash: str
+
+    @property
+    def num_patches(self) -> int:
+        """Rows of its largest tensor: what its encoding costs."""
+        return max(len(tensor) for tensor in self.features.values())
+
+
+class VisionEncoder:
+    """Encodes pictures, through a cache. Owned by one thread.
+
+    Args:
+        family: plans the graph's inputs.
+        runtime: the vision-encoder graph.
+        cache: embeddings of pictures seen before.
+        max_patches: pictures share an engine call up to this size; a larger picture goes alone.
+    """
+
+    def __init__(
+        self, family: ModelFamily, runtime: EngineRuntime, cache: EncoderCache, max_patches: int
+    ) -> None:
+        self._family = family
+        self._runtime = runtime
+        self.cache = cache
+        self._max_patches = max_patches
+        output = runtime.spec.computed_outputs[0]
+        self._output, self._hidden_size = output.name, int(output.shape[1])
+        self._dtype = output.dtype
+
+    def encode(self, images: Sequence[EncoderImage]) -> list[np.ndarray]:
+        """Embeddings [num_tokens, hidden_size] of each picture; read-only, they may be cached."""
+        found: dict[str, np.ndarray] = {}
+        misses: dict[str, EncoderImage] = {}
+        for image in images:
+            embeds = self.cache.get(image.image_hash)
+            if embeds is not None:
+                found[image.image_hash] = embeds
+            else:
+                misses[image.image_hash] = image  # the same picture twice is encoded once
+        for group in self._groups(list(misses.values())):
+            features = [image.features for image in group]
+            outputs = self._runtime.run(self._family.encoder_feeds(features))[self._output]
+            parts = self._family.split_embeds(outputs, features)
+            for image, part in zip(group, parts, strict=True):
+                embeds = part.copy()  # a view would keep the whole call's output alive
+                found[image.image_hash] = embeds
+                self.cache.put(image.image_hash, embeds)
+        return [found[image.image_hash] for image in images]
+
+    def join(self, embeds: Sequence[np.ndarray]) -> np.ndarray:
+        """All embeddings of a request [num_image_tokens, hidden_size], also when there are none."""
+        if embeds:
+            return np.concatenate(embeds)
+        return np.empty((0, self._hidden_size), self._dtype)
+
+    def _groups(self, images: Sequence[EncoderImage]) -> list[list[EncoderImage]]:
+        groups: list[list[EncoderImage]] = []
+        room = 0
+        for image in images:
+            if image.num_patches > room:
+                groups.append([])
+                room = self._max_patches
+            groups[-1].append(image)
+            room -= image.num_patches
+        return groups
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._runtime.close()

@@ -1,0 +1,175 @@
+"""`VLM`: the offline engine. The same stages and the same engine as in Triton, called in turn."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from python_backend.config import EngineConfig
+from python_backend.errors import InvalidImageError, InvalidRequestError
+from python_backend.loading import load_engine, load_vision_encoder
+from python_backend.manifest import ModelFolder
+from python_backend.preprocess import Preprocessor
+from python_backend.request import GenerationRequest, RequestOutput
+from python_backend.sampling_params import SamplingParams
+from python_backend.vision_encoder import EncoderImage
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The answers to one prompt.
+
+    Attributes:
+        choices: one finished output per choice, text and token ids from the first to the last.
+    """
+
+    choices: Sequence[RequestOutput]
+
+    @property
+    def text(self) -> str:
+        """Text of the first choice."""
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """Tokens of the first choice."""
+        return self.choices[0].token_ids
+
+
+class VLM:
+    """A built model in this process: no server, no thread, no network.
+
+    Args:
+        folder: `<model repository>/<name>`.
+        config: how to run it.
+        allow_unverified: accept a model that was built with `--skip-verify`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: EngineConfig | None = None,
+        *,
+        allow_unverified: bool = False,
+    ) -> None:
+        self.model = ModelFolder.open(Path(folder), allow_unverified=allow_unverified)
+        config = config or EngineConfig()
+        self._preprocessor = Preprocessor(self.model)
+        self._encoder = load_vision_encoder(self.model, self._preprocessor.family, config)
+        # Whatever is asked for in one call waits for its turn.
+        self._engine = load_engine(self.model, replace(config, max_waiting=2**31))
+        self._num_requests = 0
+
+    def generate(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        sampling: SamplingParams | None = None,
+        on_output: Callable[[int, RequestOutput], None] | None = None,
+    ) -> list[Generation]:
+        """Answer every conversation, many at a time.
+
+        Args:
+            conversations: lists of messages; content is a string or parts `{"type": "text", "text"}`,
+                `{"type": "image", "image": path, bytes or data: URI}` and, as in the OpenAI API,
+                `{"type": "image_url", "image_url": {"url": data: URI}}`.
+            sampling: for all of them; what it leaves open comes from the model's generation config.
+            on_output: called with (index of the conversation, what is new of it) as it comes.
+
+        Raises:
+            InvalidRequestError: a conversation cannot be served; none is started then.
+        """
+        params = sampling or SamplingParams(**self.model.manifest.sampling_defaults)
+        requests = [self._prepare(conversation, params) for conversation in conversations]
+        place = {request.request_id: i for i, request in enumerate(requests)}
+        for request in requests:
+            self._engine.add_request(request)
+        answers: list[dict[int, RequestOutput]] = [{} for _ in requests]
+        while self._engine.has_unfinished:
+            for output in self._engine.step():
+                index = place[output.request_id]
+                earlier = answers[index].get(output.index)
+                answers[index][output.index] = earlier.merge(output) if earlier else output
+                if on_output is not None:
+                    on_output(index, output)
+        return [Generation([choices[i] for i in sorted(choices)]) for choices in answers]
+
+    def _prepare(
+        self, conversation: Sequence[Message], params: SamplingParams
+    ) -> GenerationRequest:
+        messages, images = split_images(conversation)
+        prepared = self._preprocessor.prepare({"messages": messages}, images)
+        pictures = [
+            EncoderImage(image.features, image_hash)
+            for image, image_hash in zip(prepared.images, prepared.image_hashes, strict=True)
+        ]
+        embeds = self._encoder.join(self._encoder.encode(pictures))
+        self._num_requests += 1
+        return GenerationRequest(f"offline-{self._num_requests}", prepared.prompt, embeds, params)
+
+    def close(self) -> None:
+        """Free the engines."""
+        self._engine.close()
+        self._encoder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def split_images(conversation: Sequence[Message]) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Messages as the preprocess stage takes them, and the encoded images they hold, in order."""
+    messages: list[dict[str, Any]] = []
+    images: list[bytes] = []
+    for message in conversation:
+        content = message.get("content")
+        if isinstance(content, list):
+            content = [_split_part(part, images) for part in content]
+        messages.append({**message, "content": content})
+    return messages, images
+
+
+def _split_part(part: Message, images: list[bytes]) -> Message:
+    if part.get("type") == "image_url":
+        images.append(_read_image(part["image_url"]["url"]))
+        return {"type": "image", "detail": part["image_url"].get("detail", "auto")}
+    if part.get("type") == "image":
+        images.append(_read_image(part["image"]))
+        return {"type": "image", "detail": part.get("detail", "auto")}
+    return part
+
+
+def _read_image(image: object) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str) and image.startswith("data:"):
+        header, _, payload = image.partition(",")
+        if not header.endswith(";base64"):
+            raise InvalidImageError("a data: URI needs ;base64", code="invalid_base64_image")
+        try:
+            return base64.b64decode(payload, validate=True)
+        except binascii.Error:
+            raise InvalidImageError(
+                "the data: URI does not hold valid base64", code="invalid_base64_image"
+            ) from None
+    if isinstance(image, str | Path) and not str(image).startswith(("http:", "https:")):
+        try:
+            return Path(image).read_bytes()
+        except OSError as error:
+            raise InvalidImageError(f"{image} cannot be read: {error.strerror}") from None
+    raise InvalidRequestError(
+        "an image is a path, bytes or a data: URI; the offline engine does not fetch URLs"
+    )
