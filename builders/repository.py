@@ -24,6 +24,8 @@ _TRITON_TYPES = {
     "int64": "TYPE_INT64",
     "bytes": "TYPE_STRING",
 }
+_MAX_ENCODER_REQUESTS = 32
+"""Requests whose pictures Triton hands to the encoder together, when they wait at the same time."""
 _NUM_PREPROCESS_INSTANCES = 2
 """Decoding and tokenizing hold one core each; two keep a long picture from delaying a short question."""
 
@@ -32,7 +34,7 @@ _REQUEST = (
     TensorSpec(names.IMAGES, "bytes", ("num_images",)),
 )
 _SAMPLING = TensorSpec(names.SAMPLING, "bytes", (1,))
-_HASHES = TensorSpec(names.IMAGE_HASHES, "bytes", ("num_images",))
+_HASHES = TensorSpec(names.IMAGE_HASHES, "bytes", (1, "num_images"))
 _ANSWER = (TensorSpec(names.TEXT, "bytes", (1,)), TensorSpec(names.DETAILS, "bytes", (1,)))
 _CANCEL = TensorSpec(names.CANCEL, "bytes", (1,))
 _TOKENS = (
@@ -114,21 +116,25 @@ def _ensemble(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> st
 
 
 def _preprocess(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str:
+    batched = tuple(TensorSpec(t.name, t.dtype, (1, *t.shape)) for t in encoder_tensors)
     return (
-        _python_model(manifest.name + names.PREPROCESS_SUFFIX, _NUM_PREPROCESS_INSTANCES)
+        _python_model(manifest.name + names.PREPROCESS_SUFFIX)
+        + f"instance_group [ {{ count: {_NUM_PREPROCESS_INSTANCES}, kind: KIND_CPU }} ]\n"
         + _tensors("input", _REQUEST)
-        + _tensors("output", (*_TOKENS, *encoder_tensors, _HASHES))
+        + _tensors("output", (*_TOKENS, *batched, _HASHES))
         + _parameters({"model": manifest.name})
     )
 
 
 def _encoder(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str:
     config = EngineConfig()
+    hashes = TensorSpec(_HASHES.name, _HASHES.dtype, _HASHES.shape[1:])
     return (
-        _python_model(manifest.name + names.ENCODER_SUFFIX, 1)
-        + "# Answers come from the encoder's own thread, which batches the pictures that wait.\n"
-        + "model_transaction_policy { decoupled: true }\n"
-        + _tensors("input", (*encoder_tensors, _HASHES))
+        _python_model(manifest.name + names.ENCODER_SUFFIX, _MAX_ENCODER_REQUESTS)
+        + _ONE_INSTANCE
+        + "# Requests that wait while the encoder works go through it together, whatever their sizes.\n"
+        + "dynamic_batching { }\n"
+        + _tensors("input", (*encoder_tensors, hashes), "allow_ragged_batch: true")
         + _tensors("output", (_embeds(manifest),))
         + _parameters(
             {
@@ -143,12 +149,15 @@ def _encoder(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str
 
 def _decoder(manifest: Manifest) -> str:
     config = EngineConfig()
-    inputs = (*_TOKENS, _embeds(manifest), _SAMPLING, _CANCEL)
+    embeds = _embeds(manifest)
+    batched = TensorSpec(embeds.name, embeds.dtype, (1, *embeds.shape))
+    inputs = (*_TOKENS, batched, _SAMPLING, _CANCEL)
     return (
-        _python_model(manifest.name + names.DECODER_SUFFIX, 1)
+        _python_model(manifest.name + names.DECODER_SUFFIX)
+        + _ONE_INSTANCE
         + "model_transaction_policy { decoupled: true }\n"
         + "# All optional: a request has either everything but cancel, or cancel alone.\n"
-        + _tensors("input", inputs, optional=True)
+        + _tensors("input", inputs, "optional: true")
         + _tensors("output", _ANSWER)
         + _parameters(
             {
@@ -167,19 +176,24 @@ def _embeds(manifest: Manifest) -> TensorSpec:
     return TensorSpec(names.IMAGE_EMBEDS, output.dtype, output.shape)
 
 
-def _python_model(name: str, count: int) -> str:
-    return (
-        f'name: "{name}"\nbackend: "python"\nmax_batch_size: 0\n'
-        f"instance_group [ {{ count: {count}, kind: KIND_CPU }} ]\n"
-    )
+_ONE_INSTANCE = "instance_group [ { count: 1, kind: KIND_CPU } ]\n"
 
 
-def _tensors(kind: str, tensors: Iterable[TensorSpec], *, optional: bool = False) -> str:
+def _python_model(name: str, max_batch_size: int = 0) -> str:
+    return f'name: "{name}"\nbackend: "python"\nmax_batch_size: {max_batch_size}\n'
+
+
+def _tensors(kind: str, tensors: Iterable[TensorSpec], extra: str = "") -> str:
     rows = []
     for tensor in tensors:
         dims = ", ".join(str(dim) if isinstance(dim, int) else "-1" for dim in tensor.shape)
-        row = f'  {{ name: "{tensor.name}", data_type: {_TRITON_TYPES[tensor.dtype]}, dims: [ {dims} ]'
-        rows.append(row + (", optional: true }" if optional else " }"))
+        fields = [
+            f'name: "{tensor.name}"',
+            f"data_type: {_TRITON_TYPES[tensor.dtype]}",
+            f"dims: [ {dims} ]",
+            *([extra] if extra else []),
+        ]
+        rows.append(f"  {{ {', '.join(fields)} }}")
     return f"{kind} [\n" + ",\n".join(rows) + "\n]\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,12 +17,20 @@ from python_backend.scheduler import Choice, FinishReason, Request, Scheduler, S
 from python_backend.token_text import TokenText
 
 
+@dataclass(slots=True)
 class _ChoiceState:
-    """What a choice needs beside its cache row: randomness, penalties, text."""
+    """What a choice needs beside its cache row: randomness and penalties, text."""
 
-    def __init__(self, sampler: SamplerState, detokenizer: Detokenizer) -> None:
-        self.sampler = sampler
-        self.detokenizer = detokenizer
+    sampler: SamplerState
+    detokenizer: Detokenizer
+
+
+@dataclass(slots=True)
+class _RequestState:
+    """Image tokens in the prompt, and choices whose last output is still to come."""
+
+    num_image_tokens: int
+    num_open_choices: int
 
 
 class Engine:
@@ -48,7 +57,7 @@ class Engine:
         self._sampler = Sampler()
         self._plan: StepPlan | None = None
         self._states: dict[Choice, _ChoiceState] = {}
-        self._image_tokens: dict[str, int] = {}
+        self._requests: dict[str, _RequestState] = {}
 
     @property
     def has_unfinished(self) -> bool:
@@ -83,7 +92,7 @@ class Engine:
         self.scheduler.add_request(scheduled)
         self._runner.add(request)
         self._states.update(zip(scheduled.choices, states, strict=True))
-        self._image_tokens[request.request_id] = num_image_tokens
+        self._requests[request.request_id] = _RequestState(num_image_tokens, params.n)
 
     def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
         eos = frozenset() if params.ignore_eos else self._eos_token_ids
@@ -135,47 +144,62 @@ class Engine:
         return tokens
 
     def _output(self, choice: Choice, token: SampledToken) -> RequestOutput:
-        request, state = choice.request, self._states[choice]
-        matched: int | str | None = None
-        if choice.finish_reason is FinishReason.STOP:
-            matched = token.token_id  # a control token, or one the caller does not want to see
-            text = ""
-        else:
-            delta = state.detokenizer.append([token.token_id])
-            text, matched = delta.text, delta.matched_stop
-        if choice.finish_reason is not None and matched is None or isinstance(matched, int):
-            text += state.detokenizer.finish()
-            matched = state.detokenizer.matched_stop or matched
-        if isinstance(matched, str):
-            self.scheduler.finish(choice, FinishReason.STOP)
-        usage = self._usage(choice) if choice.finish_reason is not None else None
+        state = self._states[choice]
+        text, matched_stop = self._text(choice, token, state.detokenizer)
         wants_logprobs = state.sampler.params.logprobs is not None
+        logprobs = [self._token_text.logprob_entry(token)] if wants_logprobs else None
         output = RequestOutput(
-            request.request_id,
-            choice.index,
-            text,
-            [token.token_id],
-            [self._token_text.logprob_entry(token)] if wants_logprobs else None,
-            None if choice.finish_reason is None else str(choice.finish_reason),
-            matched,
-            usage,
-            request.is_finished,
+            choice.request.request_id, choice.index, text, [token.token_id], logprobs
         )
-        if request.is_finished:
-            self._forget(request)
-        return output
+        if choice.finish_reason is None:
+            return output
+        usage, is_last = self._usage(choice), self._close_choice(choice)
+        return replace(
+            output,
+            finish_reason=str(choice.finish_reason),
+            matched_stop=matched_stop,
+            usage=usage,
+            is_last=is_last,
+        )
+
+    def _text(
+        self, choice: Choice, token: SampledToken, detokenizer: Detokenizer
+    ) -> tuple[str, int | str | None]:
+        """What the token adds to the text, and the stop token or string that ends the choice.
+
+        A stop string may end a choice that the scheduler would go on with.
+        """
+        is_stop_token = choice.finish_reason is FinishReason.STOP
+        text = ""
+        if not is_stop_token:  # a stop token is not shown
+            text = detokenizer.append([token.token_id]).text
+        if choice.finish_reason is not None:
+            text += detokenizer.finish()
+        if detokenizer.matched_stop is not None:
+            self.scheduler.finish(choice, FinishReason.STOP)
+            return text, detokenizer.matched_stop
+        return text, token.token_id if is_stop_token else None
+
+    def _close_choice(self, choice: Choice) -> bool:
+        """Count a choice's last output; True if it was its request's last, which is then forgotten."""
+        request = self._requests[choice.request.request_id]
+        request.num_open_choices -= 1
+        if request.num_open_choices:
+            return False
+        self._forget(choice.request)
+        return True
 
     def _usage(self, choice: Choice) -> Usage:
         request = choice.request
         return Usage(
             request.num_prompt_tokens,
             choice.num_output_tokens,
-            self._image_tokens[request.request_id],
+            self._requests[request.request_id].num_image_tokens,
         )
 
     def _forget(self, request: Request) -> None:
         self._runner.remove(request.request_id)
-        self._image_tokens.pop(request.request_id, None)
+        self._requests.pop(request.request_id, None)
         for choice in request.choices:
             self._states.pop(choice, None)
 

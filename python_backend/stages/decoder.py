@@ -59,7 +59,8 @@ class DecoderModel:
             triton_io.read_tensor(request, names.IMAGE_INDEX).copy(),
             triton_io.read_tensor(request, names.POSITION_IDS).copy(),
         )
-        embeds = triton_io.read_tensor(request, names.IMAGE_EMBEDS).copy()
+        # The encoder's batch axis of one ends here.
+        embeds = triton_io.read_tensor(request, names.IMAGE_EMBEDS)[0].copy()
         request_id = request.request_id()
         if not request_id:
             self._num_anonymous += 1

@@ -10,55 +10,61 @@ import numpy as np
 from python_backend import tensor_names as names
 from python_backend import triton_io
 from python_backend.config import EngineConfig
-from python_backend.encoder_loop import EncoderLoop
 from python_backend.families import load_family
 from python_backend.loading import load_vision_encoder
 from python_backend.vision_encoder import EncoderImage
 
 
 class EncoderModel:
-    """A decoupled `TritonPythonModel`: one response per request, from the encoder's thread."""
+    """A `TritonPythonModel` behind Triton's dynamic batcher.
+
+    While one call runs, the next requests wait; Triton hands them over together. (A thread of our own
+    with decoupled responses was tried: Triton refuses an ensemble whose decoder receives one input
+    from a decoupled step and another from elsewhere.)
+    """
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the vision encoder."""
         model = triton_io.open_model(args)
         config = EngineConfig.from_parameters(triton_io.read_parameters(args))
         self._family = load_family(model.manifest.config, model.processor_dir)
-        self._loop = EncoderLoop(load_vision_encoder(model, self._family, config))
+        self._encoder = load_vision_encoder(model, self._family, config)
 
-    def execute(self, requests: Sequence[Any]) -> None:
-        """Hand the requests to the encoder's thread."""
-        for request in requests:
-            self._submit(request)
-
-    def _submit(self, request: Any) -> None:
-        sender = request.get_response_sender()
-
-        def respond(result: np.ndarray | Exception) -> None:
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """One response per request; pictures of all of them share engine calls."""
+        responses: list[Any] = [None] * len(requests)
+        images: dict[int, list[EncoderImage]] = {}
+        for i, request in enumerate(requests):
+            try:
+                images[i] = self._read(request)
+            except Exception as error:
+                responses[i] = triton_io.to_error_response(error)
+        for i, result in self._encode(images).items():
             if isinstance(result, Exception):
-                sender.send(triton_io.to_error_response(result), flags=triton_io.FINAL)
+                responses[i] = triton_io.to_error_response(result)
             else:
-                response = triton_io.to_response({names.IMAGE_EMBEDS: result})
-                sender.send(response, flags=triton_io.FINAL)
+                responses[i] = triton_io.to_response({names.IMAGE_EMBEDS: result[None]})
+        return responses
 
+    def _read(self, request: Any) -> list[EncoderImage]:
+        tensors = {
+            spec.name: triton_io.read_tensor(request, spec.name)[0]
+            for spec in self._family.encoder_tensors
+        }
+        hashes = triton_io.read_bytes(request, names.IMAGE_HASHES)
+        features = self._family.split_images(tensors)
+        return [EncoderImage(f, h.decode()) for f, h in zip(features, hashes, strict=True)]
+
+    def _encode(self, images: Mapping[int, list[EncoderImage]]) -> dict[int, np.ndarray | Exception]:
         try:
-            tensors = {
-                # A copy: the request's memory is Triton's, and it ends with this call.
-                spec.name: triton_io.read_tensor(request, spec.name).copy()
-                for spec in self._family.encoder_tensors
-            }
-            hashes = triton_io.read_bytes(request, names.IMAGE_HASHES)
-            images = [
-                EncoderImage(features, image_hash.decode())
-                for features, image_hash in zip(
-                    self._family.split_images(tensors), hashes, strict=True
-                )
-            ]
+            embeds = iter(self._encoder.encode([image for row in images.values() for image in row]))
         except Exception as error:
-            respond(error)
-        else:
-            self._loop.submit(images, respond)
+            if len(images) <= 1:
+                return dict.fromkeys(images, error)
+            # One bad picture must not fail the others: each request by itself.
+            return {k: v for i, row in images.items() for k, v in self._encode({i: row}).items()}
+        return {i: self._encoder.join([next(embeds) for _ in row]) for i, row in images.items()}
 
     def finalize(self) -> None:
-        """Finish what was handed in."""
-        self._loop.close()
+        """Free the engine."""
+        self._encoder.close()

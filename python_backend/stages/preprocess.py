@@ -30,9 +30,11 @@ class PreprocessModel:
                 names.PROMPT_TOKEN_IDS: prepared.prompt.token_ids,
                 names.IMAGE_INDEX: prepared.prompt.image_index,
                 names.POSITION_IDS: prepared.prompt.position_ids,
-                names.IMAGE_HASHES: triton_io.to_bytes_array(prepared.image_hashes),
-                **self._preprocessor.family.join_images(prepared.images),
             }
+            # The encoder batches requests, so what goes there has a batch axis of one.
+            features = self._preprocessor.family.join_images(prepared.images)
+            features[names.IMAGE_HASHES] = triton_io.to_bytes_array(prepared.image_hashes)
+            tensors |= {name: array[None] for name, array in features.items()}
         except Exception as error:
             return triton_io.to_error_response(error)
         return triton_io.to_response(tensors)
