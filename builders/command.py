@@ -24,7 +24,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="checkpoint folder, or a hub id")
     parser.add_argument(
-        "--output", type=Path, default=Path("model_repository"), help="model repository (%(default)s)"
+        "--output",
+        type=Path,
+        default=Path("model_repository"),
+        help="model repository (%(default)s)",
     )
     parser.add_argument("--name", help="Triton model name (default: last part of the model)")
     parser.add_argument(
@@ -41,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="context per request in tokens (default: the checkpoint's, at most 4096)",
     )
-    parser.add_argument("--max-images", type=int, default=16, help="images per prompt (%(default)s)")
+    parser.add_argument(
+        "--max-images", type=int, default=16, help="images per prompt (%(default)s)"
+    )
     parser.add_argument(
         "--skip-verify",
         action="store_true",

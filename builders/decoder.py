@@ -80,7 +80,7 @@ def decoder_spec(config: DecoderConfig, compute: str) -> GraphSpec:
     )
 
 
-class _Attention(nn.Module):  # type: ignore[misc]
+class _Attention(nn.Module):
     def __init__(self, config: DecoderConfig, precision: Precision) -> None:
         super().__init__()
         self._config, self._precision = config, precision
@@ -120,7 +120,7 @@ class _Attention(nn.Module):  # type: ignore[misc]
         return self.o_proj(op, y), (keys, values)
 
 
-class _Layer(nn.Module):  # type: ignore[misc]
+class _Layer(nn.Module):
     def __init__(self, config: DecoderConfig, precision: Precision) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
@@ -136,7 +136,7 @@ class _Layer(nn.Module):  # type: ignore[misc]
         return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x))), present
 
 
-class _Model(nn.Module):  # type: ignore[misc]
+class _Model(nn.Module):
     """Parameter paths are the checkpoint's: `model.layers.0.self_attn.q_proj.weight`."""
 
     def __init__(self, config: DecoderConfig, precision: Precision) -> None:
@@ -164,7 +164,7 @@ class _Model(nn.Module):  # type: ignore[misc]
         return self.norm(op, op.GatherND(x, index, batch_dims=1)), presents
 
 
-class _Head(nn.Module):  # type: ignore[misc]
+class _Head(nn.Module):
     """Logits float32 [B, L, V] of hidden states [B, L, H]."""
 
     def __init__(self, config: DecoderConfig, precision: Precision, tied: Embedding) -> None:

@@ -12,29 +12,38 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
+from builders.precision import BLOCK_SIZE
+from builders.quantize import block_quantize
 from builders.verify import ReferenceCase
 from python_backend.preprocess import Preprocessor
 
 _NUM_TOKENS = 8
-_QUESTION = {"role": "user", "content": "What can you tell me about the sea?"}
+_QUESTION: dict[str, Any] = {"role": "user", "content": "What can you tell me about the sea?"}
 
 
-def huggingface_cases(folder: Path, preprocessor: Preprocessor) -> list[ReferenceCase]:
+def huggingface_cases(
+    folder: Path, preprocessor: Preprocessor, weight_bits: int | None
+) -> list[ReferenceCase]:
     """Run the checkpoint in `folder` on a text, on one picture and on two in two turns.
 
     Args:
         folder: the checkpoint.
         preprocessor: makes the model's inputs; that it equals the Hugging Face processor is shown by
             the tests of its family.
+        weight_bits: round the decoder's weights as the builder does, so that what is compared is the
+            graph and not the loss of precision that was asked for.
     """
-    model = AutoModelForImageTextToText.from_pretrained(
+    model: Any = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    )
+    model.eval()
+    if weight_bits is not None:
+        _round_weights(model, weight_bits)
     images = [_picture(96, 140), _picture(150, 61)]
     image: dict[str, Any] = {"type": "image"}
     text = {"type": "text", "text": "What is in this picture?"}
-    one = {"role": "user", "content": [image, text]}
-    turns = [
+    one: dict[str, Any] = {"role": "user", "content": [image, text]}
+    turns: list[dict[str, Any]] = [
         one,
         {"role": "assistant", "content": "Noise."},
         {"role": "user", "content": [{"type": "text", "text": "And in this one?"}, image]},
@@ -44,6 +53,21 @@ def huggingface_cases(folder: Path, preprocessor: Preprocessor) -> list[Referenc
         _case(model, preprocessor, "one image", [one], images[:1]),
         _case(model, preprocessor, "two images in two turns", turns, images),
     ]
+
+
+def _round_weights(model: Any, weight_bits: int) -> None:
+    """What `modules.Linear` and `modules.Embedding` store, as fp32; embeddings and head have 8 bits."""
+    layers = {
+        module: weight_bits
+        for module in model.get_decoder().modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    layers |= {model.get_input_embeddings(): 8, model.get_output_embeddings(): 8}
+    for module, bits in layers.items():
+        integers, scales = block_quantize(module.weight.detach().numpy(), bits)
+        scales = np.repeat(scales, BLOCK_SIZE, axis=1)[:, : integers.shape[1]]
+        rounded = torch.from_numpy(integers.astype(np.float32) * scales)
+        module.weight = torch.nn.Parameter(rounded, requires_grad=False)
 
 
 def _case(
@@ -58,6 +82,7 @@ def _case(
     features = family.join_images(prepared.images) if images else {}
     inputs = {name: torch.from_numpy(array) for name, array in features.items()}
     input_ids = torch.from_numpy(prompt.token_ids)[None]
+    greedy: Any = GenerationConfig
     with torch.no_grad():
         output = model.generate(
             input_ids=input_ids,
@@ -65,7 +90,7 @@ def _case(
             mm_token_type_ids=(input_ids == family.placeholder_id).int(),
             **inputs,
             # Plain greedy decoding to a fixed length, whatever the checkpoint's own settings are.
-            generation_config=GenerationConfig(
+            generation_config=greedy(
                 do_sample=False,
                 min_new_tokens=0,
                 max_new_tokens=_NUM_TOKENS,

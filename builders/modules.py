@@ -31,7 +31,7 @@ STORED_DTYPES = {
 """Safetensors dtypes that a graph can point at."""
 
 
-class Weight(nn.Parameter):  # type: ignore[misc]
+class Weight(nn.Parameter):
     """A graph initializer that is filled from the checkpoint.
 
     Args:
@@ -51,12 +51,13 @@ class Weight(nn.Parameter):  # type: ignore[misc]
         source: str | None = None,
     ) -> None:
         super().__init__(shape, dtype=dtype)
+        self._stored_shape, self._stored_dtype = shape, dtype
         self._encode = encode
         self.source = source
 
     def fill(self, stored: StoredTensor) -> None:
         """Attach the tensor of the checkpoint that this weight is made of, without reading it."""
-        shape, dtype, name = list(self.shape), self.dtype, self.name
+        shape, dtype, name = self._stored_shape, self._stored_dtype, self.name or ""
         if self._encode is None and list(stored.shape) != shape:
             raise BundleError(
                 f"tensor {name} has shape {list(stored.shape)}, the config asks for {shape}: "
@@ -128,7 +129,7 @@ class Dense:
         return op.Cast(value, to=self.precision.compute)
 
 
-class Linear(nn.Module):  # type: ignore[misc]
+class Linear(nn.Module):
     """`x @ weight.T + bias` with the checkpoint's `weight` [out, in] and `bias` [out].
 
     Written weights are stored transposed, [in, out], which is what MatMul reads; linked ones stay as
@@ -174,7 +175,7 @@ class Linear(nn.Module):  # type: ignore[misc]
         return y if self.bias is None else op.Add(y, self._dense.cast(op, self.bias))
 
 
-class Embedding(nn.Module):  # type: ignore[misc]
+class Embedding(nn.Module):
     """Rows of the embedding table; 8-bit rows under weight quantization (a table is all memory)."""
 
     def __init__(self, precision: Precision, num_rows: int, hidden_size: int) -> None:
@@ -208,7 +209,7 @@ class Embedding(nn.Module):  # type: ignore[misc]
         return op.Gemm(x, self._dense.cast(op, self.weight), transB=1)
 
 
-class RMSNorm(nn.Module):  # type: ignore[misc]
+class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis."""
 
     def __init__(self, precision: Precision, size: int, epsilon: float) -> None:
@@ -222,7 +223,7 @@ class RMSNorm(nn.Module):  # type: ignore[misc]
         return op.RMSNormalization(x, scale, axis=-1, epsilon=self._epsilon)
 
 
-class GatedMLP(nn.Module):  # type: ignore[misc]
+class GatedMLP(nn.Module):
     """`down(silu(gate(x)) * up(x))`."""
 
     def __init__(
@@ -238,7 +239,7 @@ class GatedMLP(nn.Module):  # type: ignore[misc]
         return self.down_proj(op, op.Mul(op.Mul(gate, op.Sigmoid(gate)), self.up_proj(op, x)))
 
 
-class Rotary(nn.Module):  # type: ignore[misc]
+class Rotary(nn.Module):
     """cos and sin [B, S, D/2] of the tokens' positions.
 
     Args:

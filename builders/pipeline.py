@@ -26,10 +26,17 @@ from builders.families.base import BuildLimits
 from builders.graph import write_graph
 from builders.modules import fill_weights
 from builders.options import BuildOptions
-from builders.precision import Precision
+from builders.precision import CPU_WEIGHT_BITS, Precision
 from builders.repository import write_repository
 from builders.source import Source, open_source
-from builders.verify import CaseResult, ReferenceCase, recorded_cases, verify
+from builders.verify import (
+    ROUNDED_TOLERANCE,
+    UNROUNDED_TOLERANCE,
+    CaseResult,
+    ReferenceCase,
+    recorded_cases,
+    verify,
+)
 from python_backend import tensor_names as names
 from python_backend.errors import BundleError
 from python_backend.families import load_family
@@ -77,7 +84,11 @@ def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[Case
     source = open_source(options.model)
     max_model_len = _max_model_len(options, source)
     key = _digest(
-        source.checkpoint.fingerprint(), *_versions().values(), _code_digest(), options, max_model_len
+        source.checkpoint.fingerprint(),
+        *_versions().values(),
+        _code_digest(),
+        options,
+        max_model_len,
     )
     existing = _existing(options)
     if existing is not None and existing.manifest.source.get("build_key") == key:
@@ -87,7 +98,7 @@ def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[Case
     with _staging(options.output) as staging:
         manifest = _build_into(staging, options, source, max_model_len, report, existing)
         manifest = replace(manifest, source={**manifest.source, "build_key": key})
-        results = []
+        results: list[CaseResult] = []
         if not options.skip_verify:
             model = _write_manifest(staging, manifest)
             results, verification = _verify(model, source, report)
@@ -239,9 +250,17 @@ def _copy_processor(checkpoint: Path, target: Path) -> None:
 def _verify(
     model: ModelFolder, source: Source, report: Report
 ) -> tuple[list[CaseResult], dict[str, object]]:
-    cases, reference = _reference_cases(model, source, report)
+    """Compare the staged model with a recording beside the checkpoint, else with Hugging Face."""
+    folder, precision = source.checkpoint.folder, model.manifest.precision
+    cases, reference = recorded_cases(folder), "recorded from Hugging Face in eager fp32"
+    tolerance = UNROUNDED_TOLERANCE[precision]
+    if cases is None:
+        report.stage("Running the checkpoint in Hugging Face, eager fp32")
+        cases, reference = _huggingface_cases(model, folder), "Hugging Face in eager fp32"
+        if precision != "fp32":
+            tolerance, reference = ROUNDED_TOLERANCE, f"{reference}, weights rounded to {precision}"
     report.stage("Comparing with the reference")
-    results = verify(model, cases)
+    results = verify(model, cases, tolerance)
     return results, {
         "reference": reference,
         "embeds_error": max(result.embeds_error for result in results),
@@ -251,14 +270,7 @@ def _verify(
     }
 
 
-def _reference_cases(
-    model: ModelFolder, source: Source, report: Report
-) -> tuple[list[ReferenceCase], str]:
-    folder = source.checkpoint.folder
-    recorded = recorded_cases(folder)
-    if recorded is not None:
-        return recorded, "recorded"
-    report.stage("Running the checkpoint in Hugging Face, eager fp32")
+def _huggingface_cases(model: ModelFolder, folder: Path) -> list[ReferenceCase]:
     try:
         from builders.hf_reference import huggingface_cases
     except ImportError as error:
@@ -266,7 +278,8 @@ def _reference_cases(
             "verification needs torch: pip install 'triton-vlm[verify]', or pass --skip-verify and "
             "allow unverified models when you serve"
         ) from error
-    return huggingface_cases(folder, Preprocessor(model)), "huggingface eager fp32"
+    bits = CPU_WEIGHT_BITS[model.manifest.precision]
+    return huggingface_cases(folder, Preprocessor(model), bits)
 
 
 def _write_manifest(repository: Path, manifest: Manifest) -> ModelFolder:

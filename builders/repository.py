@@ -1,9 +1,9 @@
 """The Triton model repository: four models per checkpoint, generated from the manifest and the family.
 
-    <name>              ensemble, and the home of manifest.json and the processor's files
-    <name>-preprocess   messages and image files to token ids and pixels
-    <name>-encoder      pixels to image embeddings
-    <name>-decoder      tokens to text, in-flight batching
+<name>              ensemble, and the home of manifest.json and the processor's files
+<name>-preprocess   messages and image files to token ids and pixels
+<name>-encoder      pixels to image embeddings
+<name>-decoder      tokens to text, in-flight batching
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ def _ensemble(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> st
             [names.PROMPT, names.IMAGES],
             [*tokens, *features, names.IMAGE_HASHES],
         ),
-        _step(
-            name + names.ENCODER_SUFFIX, [*features, names.IMAGE_HASHES], [names.IMAGE_EMBEDS]
-        ),
+        _step(name + names.ENCODER_SUFFIX, [*features, names.IMAGE_HASHES], [names.IMAGE_EMBEDS]),
         _step(
             name + names.DECODER_SUFFIX,
             [*tokens, names.IMAGE_EMBEDS, names.SAMPLING],

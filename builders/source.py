@@ -40,7 +40,9 @@ class Source:
         if eos is None:
             eos = self.config["text_config"].get("eos_token_id")
         if eos is None:
-            raise BundleError(f"{self.checkpoint.folder} names no eos_token_id: add it to its config")
+            raise BundleError(
+                f"{self.checkpoint.folder} names no eos_token_id: add it to its config"
+            )
         return tuple(eos) if isinstance(eos, list) else (eos,)
 
     @property

@@ -26,11 +26,19 @@ from python_backend.preprocess import PreparedRequest, Preprocessor
 RECORDING = "reference.json"
 _RECORDED_TENSORS = "reference.safetensors"
 
-TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "int8": 0.1, "int4": 0.6}
-"""Root-mean-square error over root-mean-square value of the logits, at most, by precision.
+FP32_TOLERANCE = 1e-4
+"""Root-mean-square error over root-mean-square value, at most, where nothing is rounded.
 
-fp32 differs by the order of additions only (measured: 1e-6). Block quantization of random weights, the
-worst case there is, measured 0.02 for 8 bits and 0.3 for 4; a graph that is wrong is above 1."""
+Only the order of additions differs; measured 1e-6."""
+
+ROUNDED_TOLERANCE = 0.1
+"""The same for a decoder with int8 or int4 weights against a reference with the same rounded weights.
+
+ONNX Runtime rounds the activations to 8 bits as well; measured 0.045 on random weights, the worst case."""
+
+UNROUNDED_TOLERANCE = {"fp32": FP32_TOLERANCE, "int8": ROUNDED_TOLERANCE, "int4": 0.6}
+"""The same against the weights as they were, by precision: measured 0.07 for 8 bits and 0.4 for 4 bits of
+the default model. A graph that is wrong is above 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,13 +105,20 @@ def recorded_cases(folder: Path) -> list[ReferenceCase] | None:
     ]
 
 
-def verify(model: ModelFolder, cases: Sequence[ReferenceCase]) -> list[CaseResult]:
+def verify(
+    model: ModelFolder, cases: Sequence[ReferenceCase], logits_tolerance: float
+) -> list[CaseResult]:
     """Run every case through the built stages and compare.
+
+    Args:
+        model: staged or in place.
+        cases: what the reference made of some conversations.
+        logits_tolerance: relative RMS error of a row of logits, at most.
 
     Raises:
         ParityError: naming every case that is out of tolerance, after all have run.
     """
-    runner = _CaseRunner(model)
+    runner = _CaseRunner(model, logits_tolerance)
     results = [runner.run(case) for case in cases]
     problems = [problem for result in results for problem in result.problems]
     if problems:
@@ -116,8 +131,8 @@ def verify(model: ModelFolder, cases: Sequence[ReferenceCase]) -> list[CaseResul
 class _CaseRunner:
     """One row of the cache, one case after another."""
 
-    def __init__(self, model: ModelFolder) -> None:
-        self._tolerance = TOLERANCES[model.manifest.precision]
+    def __init__(self, model: ModelFolder, logits_tolerance: float) -> None:
+        self._tolerance = logits_tolerance
         self._is_exact = model.manifest.precision == "fp32"
         self._preprocessor = Preprocessor(model)
         config = EngineConfig()
@@ -141,7 +156,7 @@ class _CaseRunner:
         embeds_error = 0.0
         if case.image_embeds is not None:
             embeds_error = relative_error(embeds, case.image_embeds)
-            if not embeds_error <= TOLERANCES["fp32"]:  # the tower is not quantized
+            if not embeds_error <= FP32_TOLERANCE:  # the tower is not quantized
                 problems.append(f"{case.name}: image embeddings are off by {embeds_error:.2e}")
         logits = self._decode(prepared, embeds, case.greedy_token_ids)
         errors = [relative_error(a, b) for a, b in zip(logits, case.logits, strict=False)]

@@ -49,7 +49,7 @@ class ChatTemplate:
     """
 
     def __init__(self, processor_dir: Path, placeholder_id: int) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(processor_dir)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(processor_dir)
         self._plain = self._tokenizer.backend_tokenizer
         added = self._plain.get_added_tokens_decoder()
         self._special_ids = {token.content: i for i, token in added.items() if token.special}
@@ -90,7 +90,7 @@ class ChatTemplate:
     def _chat_token_ids(self, messages: Sequence[Message]) -> np.ndarray:
         disarmed = [self._disarm_message(message, i) for i, message in enumerate(messages)]
         try:
-            text = self._tokenizer.apply_chat_template(
+            text: str = self._tokenizer.apply_chat_template(
                 disarmed, tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # templates raise whatever their author chose

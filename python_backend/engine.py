@@ -101,7 +101,7 @@ class Engine:
     def _new_state(self, request: GenerationRequest, choice: Choice) -> _ChoiceState:
         sampler = SamplerState(
             request.params,
-            request.prompt.token_ids,
+            request.prompt.token_ids.tolist(),
             self._runner.vocab_size,
             choice.index,
             self._eos_token_ids,

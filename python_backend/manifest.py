@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from python_backend.errors import BundleError
+from python_backend.errors import BundleError, InvalidRequestError
+from python_backend.sampling_params import SamplingParams
 from python_backend.spec import GraphSpec
 
 FORMAT_VERSION = 1
@@ -72,6 +73,16 @@ class Manifest:
     source: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
+
+    def read_sampling(self, given: object) -> SamplingParams:
+        """The sampling parameters of a request; what it leaves open comes from the model's defaults.
+
+        Raises:
+            InvalidRequestError: a parameter is unknown, of the wrong type or out of range.
+        """
+        if not isinstance(given, Mapping):
+            raise InvalidRequestError("sampling must be a JSON object", param="sampling")
+        return SamplingParams.from_json(json.dumps({**self.sampling_defaults, **given}))
 
     def to_json(self) -> str:
         """The text of manifest.json."""

@@ -91,7 +91,8 @@ class ModelRunner:
             "logits_index": np.array([[stop - start - 1]]),
         }
         view = self._cache.view(plan.slot, plan.slot + 1)
-        return self._runtime.run(feeds, view)["logits"][0]
+        logits: np.ndarray = self._runtime.run(feeds, view)["logits"][0]
+        return logits
 
     def _decode(self, choices: tuple[Choice, ...]) -> np.ndarray:
         num_rows = len(choices)

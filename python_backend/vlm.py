@@ -79,13 +79,13 @@ class VLM:
             conversations: lists of messages; content is a string or parts `{"type": "text", "text"}`,
                 `{"type": "image", "image": path, bytes or data: URI}` and, as in the OpenAI API,
                 `{"type": "image_url", "image_url": {"url": data: URI}}`.
-            sampling: for all of them; what it leaves open comes from the model's generation config.
+            sampling: for all of them; None takes what the model's generation config says.
             on_output: called with (index of the conversation, what is new of it) as it comes.
 
         Raises:
             InvalidRequestError: a conversation cannot be served; none is started then.
         """
-        params = sampling or SamplingParams(**self.model.manifest.sampling_defaults)
+        params = sampling or self.model.manifest.read_sampling({})
         requests = [self._prepare(conversation, params) for conversation in conversations]
         place = {request.request_id: i for i, request in enumerate(requests)}
         for request in requests:

@@ -134,7 +134,7 @@ class _Groups:
         return op.Gather(op.Reshape(x, [-1, hidden_size]), self._place)
 
 
-class _Attention(nn.Module):  # type: ignore[misc]
+class _Attention(nn.Module):
     def __init__(self, config: dict[str, Any], precision: Precision) -> None:
         super().__init__()
         self._hidden, self._heads = config["hidden_size"], config["num_heads"]
@@ -153,7 +153,7 @@ class _Attention(nn.Module):  # type: ignore[misc]
         return self.proj(op, groups.unpack(op, y, self._hidden))
 
 
-class _Block(nn.Module):  # type: ignore[misc]
+class _Block(nn.Module):
     def __init__(self, config: dict[str, Any], precision: Precision) -> None:
         super().__init__()
         hidden = config["hidden_size"]
@@ -167,7 +167,7 @@ class _Block(nn.Module):  # type: ignore[misc]
         return op.Add(x, self.mlp(op, self.norm2(op, x)))
 
 
-class _PatchProjection(nn.Module):  # type: ignore[misc]
+class _PatchProjection(nn.Module):
     """The Conv3d whose stride is its kernel: one product per patch."""
 
     def __init__(self, config: dict[str, Any], precision: Precision) -> None:
@@ -192,7 +192,7 @@ class _PatchProjection(nn.Module):  # type: ignore[misc]
         return op.MatMul(x, op.Transpose(matrix, perm=[1, 0]))
 
 
-class _PatchEmbed(nn.Module):  # type: ignore[misc]
+class _PatchEmbed(nn.Module):
     def __init__(self, config: dict[str, Any], precision: Precision) -> None:
         super().__init__()
         self.proj = _PatchProjection(config, precision)
@@ -201,7 +201,7 @@ class _PatchEmbed(nn.Module):  # type: ignore[misc]
         return self.proj(op, x)
 
 
-class _Merger(nn.Module):  # type: ignore[misc]
+class _Merger(nn.Module):
     """Each square of `spatial_merge_size`^2 patches becomes one embedding of the decoder's size."""
 
     def __init__(self, config: dict[str, Any], precision: Precision) -> None:
@@ -221,7 +221,7 @@ class _Merger(nn.Module):  # type: ignore[misc]
         return self.mlp[2](op, op.Gelu(self.mlp[0](op, x)))
 
 
-class _Visual(nn.Module):  # type: ignore[misc]
+class _Visual(nn.Module):
     def __init__(self, config: dict[str, Any], precision: Precision) -> None:
         super().__init__("visual")
         self._config, self._compute = config, precision.compute

@@ -16,7 +16,6 @@ from python_backend.engine_loop import EngineLoop
 from python_backend.families.base import PreparedPrompt
 from python_backend.loading import load_engine
 from python_backend.request import GenerationRequest
-from python_backend.sampling_params import SamplingParams
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ class DecoderModel:
         """Load the decoder and start its threads."""
         model = triton_io.open_model(args)
         self._name = args["model_name"]
-        self._defaults = dict(model.manifest.sampling_defaults)
+        self._manifest = model.manifest
         config = EngineConfig.from_parameters(triton_io.read_parameters(args))
         self._num_anonymous = 0
         self._loop = EngineLoop(load_engine(model, config), on_broken=self._unload)
@@ -51,8 +50,7 @@ class DecoderModel:
             self._loop.submit(generation, sink)
 
     def _read(self, request: Any) -> GenerationRequest:
-        sampling = triton_io.read_json(request, names.SAMPLING)
-        params = SamplingParams.from_json(json.dumps({**self._defaults, **sampling}))
+        params = self._manifest.read_sampling(triton_io.read_json(request, names.SAMPLING))
         # Copies: the request's memory is Triton's, and it ends with `execute`.
         prompt = PreparedPrompt(
             triton_io.read_tensor(request, names.PROMPT_TOKEN_IDS).copy(),

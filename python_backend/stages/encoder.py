@@ -55,7 +55,9 @@ class EncoderModel:
         features = self._family.split_images(tensors)
         return [EncoderImage(f, h.decode()) for f, h in zip(features, hashes, strict=True)]
 
-    def _encode(self, images: Mapping[int, list[EncoderImage]]) -> dict[int, np.ndarray | Exception]:
+    def _encode(
+        self, images: Mapping[int, list[EncoderImage]]
+    ) -> dict[int, np.ndarray | Exception]:
         try:
             embeds = iter(self._encoder.encode([image for row in images.values() for image in row]))
         except Exception as error:
