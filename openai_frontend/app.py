@@ -1,0 +1,61 @@
+"""create_app: puts settings, backend, service and routes together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from openai_frontend.admission import AdmissionMiddleware
+from openai_frontend.backend import Backend
+from openai_frontend.body_limit import BodyLimitMiddleware
+from openai_frontend.chat import ChatService
+from openai_frontend.errors import install_error_handlers
+from openai_frontend.fetch import MediaFetcher
+from openai_frontend.media import MediaLoader
+from openai_frontend.metrics import Metrics
+from openai_frontend.observability import ObservabilityMiddleware
+from openai_frontend.routes import router
+from openai_frontend.settings import Settings
+
+
+def create_app(
+    settings: Settings, backend: Backend, *, fetcher: MediaFetcher | None = None
+) -> FastAPI:
+    """The ASGI application.
+
+    Args:
+        settings: how it runs.
+        backend: generates text; closed with the application.
+        fetcher: replaces the fetching of images in tests.
+    """
+    metrics = Metrics()
+    fetcher = fetcher or MediaFetcher(settings, metrics.image_fetched)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await fetcher.close()
+        await backend.close()
+
+    # No generated API pages: bodies are parsed by hand, so FastAPI knows nothing to document.
+    app = FastAPI(openapi_url=None, lifespan=lifespan, redirect_slashes=False)
+    app.state.backend = backend
+    app.state.metrics = metrics
+    app.state.service = ChatService(settings, backend, MediaLoader(settings, fetcher))
+    app.include_router(router)
+    install_error_handlers(app, settings.retry_after_s)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        timeout_s=settings.body_timeout_s,
+    )
+    app.add_middleware(
+        AdmissionMiddleware,
+        max_requests=settings.max_concurrent_requests,
+        retry_after_s=settings.retry_after_s,
+    )
+    # Added last, so it is outside: refused requests are counted and get a request id too.
+    app.add_middleware(ObservabilityMiddleware, metrics=metrics)
+    return app

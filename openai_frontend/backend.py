@@ -1,0 +1,113 @@
+"""What the proxy needs from whatever generates text: the seam between HTTP and Triton.
+
+`TritonBackend` is the real one; tests put a fake behind the same protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """A model that can be asked for.
+
+    Attributes:
+        id: public name, such as `Qwen/Qwen2.5-VL-7B-Instruct`.
+        triton_name: name of its ensemble in Triton's model repository.
+        created: Unix time at which this proxy first saw the model.
+        fingerprint: changes when the served configuration changes; OpenAI's `system_fingerprint`.
+        max_model_len: context limit in tokens, prompt and output together, if Triton tells.
+        max_images: images allowed in one prompt, if Triton tells.
+    """
+
+    id: str
+    triton_name: str
+    created: int
+    fingerprint: str
+    max_model_len: int | None = None
+    max_images: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of one choice.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt, image tokens included.
+        completion_tokens: tokens generated for the choice.
+        image_tokens: those of the prompt tokens that stand for images.
+        cached_tokens: those of the prompt tokens that were reused from the KV cache.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    image_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """One response of the decoder: what follows for one choice.
+
+    Attributes:
+        text: follows the text sent before for the same choice; may be empty.
+        index: which of the n choices.
+        token_ids: tokens covered by this response.
+        logprobs: one `{"token", "bytes", "logprob", "top_logprobs"}` per token, if asked for.
+        finish_reason: `stop` or `length` on the last response of a choice, else None.
+        matched_stop: on the last response, the token id or string that ended the choice, or None.
+        usage: on the last response, the tokens of the choice.
+    """
+
+    text: str
+    index: int = 0
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[dict[str, Any]] | None = None
+    finish_reason: str | None = None
+    matched_stop: int | str | None = None
+    usage: Usage | None = None
+
+
+class Backend(Protocol):
+    """Generates text; used from one event loop."""
+
+    def generate(
+        self,
+        model: str,
+        request_id: str,
+        prompt: dict[str, Any],
+        images: Sequence[bytes],
+        sampling: dict[str, Any],
+    ) -> AsyncGenerator[Delta, None]:
+        """Stream the answer; closing the generator early cancels the generation.
+
+        Args:
+            model: `ModelInfo.triton_name`.
+            request_id: unique among the requests that run.
+            prompt: `{"messages": [...]}`, `{"prompt": "..."}` or `{"prompt_token_ids": [...]}`.
+            images: encoded files, in the order of the prompt.
+            sampling: what the client set; an absent key takes the decoder's default.
+
+        Raises:
+            VlmError: the request was refused or failed.
+        """
+        ...
+
+    async def models(self) -> list[ModelInfo]:
+        """The models that can be asked for now; may be a few seconds old."""
+        ...
+
+    async def find_model(self, name: str) -> ModelInfo | None:
+        """The model with the public id or the Triton name `name`, or None."""
+        ...
+
+    async def is_ready(self) -> bool:
+        """Whether a request sent now would be served."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections; running generations end."""
+        ...

@@ -1,0 +1,230 @@
+"""ChatService: from a request body to an answer, for chat and plain completions alike."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from openai_frontend.backend import Backend, Delta, ModelInfo, Usage
+from openai_frontend.conversation import ImageSource, to_prompt
+from openai_frontend.errors import ModelNotFoundError, error_body
+from openai_frontend.media import MediaLoader
+from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest, GenerationFields
+from openai_frontend.record import RequestRecord
+from openai_frontend.responses import Answer, ChatAnswer, Choice, CompletionAnswer
+from openai_frontend.sampling import sampling_of
+from openai_frontend.settings import Settings
+from openai_frontend.sse import DONE, dumps, event
+from openai_frontend.validation import parse_body
+from python_backend.errors import EngineError, InvalidRequestError, VlmError
+
+_log = logging.getLogger(__name__)
+# What the stages call the conversation or text; the client knows it by its own field.
+_PROMPT_PARAMS = ("messages", "prompt", "prompt_token_ids")
+
+
+@dataclass(slots=True, kw_only=True)
+class Generation:
+    """A checked request, ready to be sent to the backend.
+
+    Attributes:
+        model: serves the request.
+        prompt: PROMPT JSON.
+        prompt_param: field of the request that the prompt came from.
+        images: encoded files, until they are taken.
+        sampling: SAMPLING JSON.
+        answer: shape of the answer.
+        is_stream: whether the client wants events.
+    """
+
+    model: ModelInfo
+    prompt: dict[str, Any]
+    prompt_param: str
+    images: list[bytes]
+    sampling: dict[str, Any]
+    answer: Answer
+    is_stream: bool
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices the client wants."""
+        return int(self.sampling.get("n", 1))
+
+    def take_images(self) -> list[bytes]:
+        """The images, which nothing but the caller holds from then on: they may be large."""
+        images, self.images = self.images, []
+        return images
+
+
+class ChatService:
+    """Answers requests with a backend; knows nothing of HTTP but the bytes of bodies."""
+
+    def __init__(self, settings: Settings, backend: Backend, media: MediaLoader) -> None:
+        self._settings = settings
+        self._backend = backend
+        self._media = media
+
+    async def prepare_chat(self, body: bytes, record: RequestRecord) -> Generation:
+        """Check a body of `/v1/chat/completions` and load its images.
+
+        Raises:
+            VlmError: the request is wrong, or Triton cannot be asked about the model.
+        """
+        request = parse_body(body, ChatCompletionRequest)
+        prompt, sources = to_prompt(request.messages)
+        return await self._prepare(request, prompt, "messages", sources, ChatAnswer, record)
+
+    async def prepare_completion(self, body: bytes, record: RequestRecord) -> Generation:
+        """Check a body of `/v1/completions`.
+
+        Raises:
+            VlmError: the request is wrong, or Triton cannot be asked about the model.
+        """
+        request = parse_body(body, CompletionRequest)
+        key = "prompt" if isinstance(request.prompt, str) else "prompt_token_ids"
+        prompt = {key: request.prompt}
+        return await self._prepare(request, prompt, "prompt", (), CompletionAnswer, record)
+
+    async def answer(self, generation: Generation, record: RequestRecord) -> bytes:
+        """The whole answer.
+
+        Raises:
+            VlmError: the generation was refused or failed.
+        """
+        choices = [Choice() for _ in range(generation.num_choices)]
+        tally = _Tally(generation, record)
+        async with aclosing(self._deltas(generation, tally)) as deltas:
+            async for delta in deltas:
+                choices[delta.index].add(delta)
+        return generation.answer.whole(choices, tally.usage())
+
+    async def events(
+        self, generation: Generation, record: RequestRecord
+    ) -> AsyncGenerator[bytes, None]:
+        """The answer as server-sent events.
+
+        Raises:
+            VlmError: the generation failed before the first event. Later errors are events.
+        """
+        tally = _Tally(generation, record)
+        started: set[int] = set()
+        is_sent = False
+        try:
+            async with aclosing(self._deltas(generation, tally)) as deltas:
+                async for delta in deltas:
+                    is_first = delta.index not in started
+                    started.add(delta.index)
+                    data = generation.answer.chunks(delta, is_first=is_first)
+                    if data:
+                        is_sent = True
+                        yield data
+            yield generation.answer.last_chunk(tally.usage()) + DONE
+        except VlmError as error:
+            if not is_sent:
+                raise
+            # The status line is gone: the client's library raises when it reads this event.
+            _log.error("request %s failed while streaming: %s", record.request_id, error)
+            record.error = error.code or type(error).__name__
+            yield event(dumps(error_body(error)))
+
+    async def _prepare(
+        self,
+        request: GenerationFields,
+        prompt: dict[str, Any],
+        prompt_param: str,
+        sources: Sequence[ImageSource],
+        answer_type: type[Answer],
+        record: RequestRecord,
+    ) -> Generation:
+        sampling = sampling_of(request, self._settings.max_n)
+        model = await self._backend.find_model(request.model)
+        if model is None:
+            raise ModelNotFoundError(request.model)
+        record.model = model.id
+        return Generation(
+            model=model,
+            prompt=prompt,
+            prompt_param=prompt_param,
+            images=await self._media.load(sources, model.max_images),
+            sampling=sampling,
+            answer=answer_type(
+                answer_id=uuid.uuid4().hex,
+                created=int(time.time()),
+                model=request.model,
+                fingerprint=model.fingerprint,
+                has_logprobs="logprobs" in sampling,
+                include_usage=request.include_usage,
+            ),
+            is_stream=bool(request.stream),
+        )
+
+    async def _deltas(self, generation: Generation, tally: _Tally) -> AsyncGenerator[Delta, None]:
+        """The backend's deltas, counted; errors name the client's fields."""
+        stream = self._backend.generate(
+            generation.model.triton_name,
+            tally.record.backend_request_id,
+            generation.prompt,
+            generation.take_images(),
+            generation.sampling,
+        )
+        async with aclosing(stream):
+            try:
+                async for delta in stream:
+                    tally.count(delta)
+                    yield delta
+            except InvalidRequestError as error:
+                if error.param in _PROMPT_PARAMS:
+                    error.param = generation.prompt_param
+                raise
+        tally.check_complete()
+
+
+class _Tally:
+    """Counts what a generation has produced."""
+
+    def __init__(self, generation: Generation, record: RequestRecord) -> None:
+        self.record = record
+        self._num_choices = generation.num_choices
+        self._usages: dict[int, Usage] = {}
+
+    def count(self, delta: Delta) -> None:
+        """Note one delta.
+
+        Raises:
+            EngineError: the backend breaks its contract.
+        """
+        if not 0 <= delta.index < self._num_choices or delta.index in self._usages:
+            raise EngineError(f"the backend sent text for choice {delta.index}, which is not open")
+        self.record.tokens_arrived()
+        if delta.finish_reason is not None:
+            self._usages[delta.index] = delta.usage or Usage(prompt_tokens=0, completion_tokens=0)
+            usage = self.usage()
+            self.record.prompt_tokens = usage.prompt_tokens
+            self.record.completion_tokens = usage.completion_tokens
+            self.record.num_choices = len(self._usages)
+
+    def check_complete(self) -> None:
+        """Fail unless every choice has ended.
+
+        Raises:
+            EngineError: the backend stopped too early.
+        """
+        if len(self._usages) < self._num_choices:
+            raise EngineError(
+                f"the backend ended {len(self._usages)} of {self._num_choices} choices"
+            )
+
+    def usage(self) -> Usage:
+        """Tokens of the request: one prompt, all choices that have ended."""
+        first = next(iter(self._usages.values()))
+        return Usage(
+            prompt_tokens=first.prompt_tokens,
+            completion_tokens=sum(usage.completion_tokens for usage in self._usages.values()),
+            image_tokens=first.image_tokens,
+            cached_tokens=first.cached_tokens,
+        )

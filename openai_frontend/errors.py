@@ -1,0 +1,147 @@
+"""One table from errors to HTTP statuses, and OpenAI's error object.
+
+The body is OpenAI's: `{"error": {"message", "type", "param", "code"}}`, with a string or null as
+code, because client libraries compare `error.code` with strings.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from python_backend.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    RequestCancelledError,
+    VlmError,
+)
+
+_log = logging.getLogger(__name__)
+
+SERVER_ERROR_MESSAGE = "The server had an error while processing your request."
+
+
+class ModelNotFoundError(InvalidRequestError):
+    """The request names a model that this server does not serve."""
+
+    default_code: ClassVar[str] = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model `{model}` does not exist or you do not have access to it.")
+
+
+class RequestTooLargeError(InvalidRequestError):
+    """The request body is larger than the server reads."""
+
+    default_code: ClassVar[str] = "request_too_large"
+
+
+class RequestTimeoutError(InvalidRequestError):
+    """The request body did not arrive in time."""
+
+    default_code: ClassVar[str] = "request_timeout"
+
+
+class UnsupportedEncodingError(InvalidRequestError):
+    """The request body is compressed; a small body could unpack to a huge one."""
+
+    default_code: ClassVar[str] = "unsupported_content_encoding"
+
+
+class ServiceUnavailableError(VlmError):
+    """Triton cannot be reached or is not ready; a later request may succeed."""
+
+    def __init__(self) -> None:
+        super().__init__("The model server is not available at the moment; try again later.")
+
+
+# Error class -> HTTP status and OpenAI's error type. The nearest base class decides; what is not
+# here is a server error whose details are for the log only.
+_STATUS: dict[type[BaseException], tuple[int, str]] = {
+    InvalidRequestError: (400, "invalid_request_error"),
+    ModelNotFoundError: (404, "invalid_request_error"),
+    RequestTimeoutError: (408, "invalid_request_error"),
+    RequestTooLargeError: (413, "invalid_request_error"),
+    UnsupportedEncodingError: (415, "invalid_request_error"),
+    OverloadedError: (429, "requests"),
+    RequestCancelledError: (499, "invalid_request_error"),
+    ServiceUnavailableError: (503, "server_error"),
+}
+_SERVER_ERROR = (500, "server_error")
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status that answers `error`."""
+    return _status_and_type(error)[0]
+
+
+def error_body(error: BaseException) -> dict[str, Any]:
+    """OpenAI's error object for `error`."""
+    status, type_ = _status_and_type(error)
+    if status == _SERVER_ERROR[0] or not isinstance(error, VlmError):
+        return _body(SERVER_ERROR_MESSAGE, type_)
+    return _body(error.message, type_, error.param, error.code)
+
+
+def error_response(error: BaseException, retry_after_s: int) -> Response:
+    """The HTTP answer for `error`; 429 and 503 tell when to come back."""
+    status = status_of(error)
+    headers: dict[str, str] = {}
+    if status in (429, 503):
+        headers["retry-after"] = str(retry_after_s)
+    if status == 408:
+        # The rest of the body may never come. After 413 the connection stays open: closing it while
+        # the client still sends would reset it, and the client would not see the answer.
+        headers["connection"] = "close"
+    return _json_response(error_body(error), status, headers)
+
+
+def install_error_handlers(app: FastAPI, retry_after_s: int) -> None:
+    """Answer every error of the routes with OpenAI's error object."""
+
+    async def on_vlm_error(request: Request, error: Exception) -> Response:
+        if status_of(error) == _SERVER_ERROR[0]:
+            _log.error("request %s failed: %s", request.state.record.request_id, error)
+        return error_response(error, retry_after_s)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            message = f"Unknown request URL: {request.method} {request.url.path}."
+            body = _body(message, "invalid_request_error", code="unknown_url")
+        elif error.status_code == 405:
+            message = f"{request.method} is not supported on {request.url.path}."
+            body = _body(message, "invalid_request_error", code="method_not_supported")
+        else:
+            body = _body(error.detail, "invalid_request_error")
+        return _json_response(body, error.status_code, dict(error.headers or {}))
+
+    async def on_unexpected_error(request: Request, error: Exception) -> Response:
+        # Starlette sends this answer from outside the middleware that adds the id to all others.
+        response = error_response(error, retry_after_s)
+        response.headers["x-request-id"] = request.state.record.request_id
+        return response
+
+    app.add_exception_handler(VlmError, on_vlm_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_unexpected_error)
+
+
+def _status_and_type(error: BaseException) -> tuple[int, str]:
+    return next((_STATUS[cls] for cls in type(error).__mro__ if cls in _STATUS), _SERVER_ERROR)
+
+
+def _body(
+    message: str, type_: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
+
+def _json_response(body: dict[str, Any], status: int, headers: dict[str, str]) -> Response:
+    content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(content, status, headers, media_type="application/json")

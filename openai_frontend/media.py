@@ -1,0 +1,179 @@
+"""From the image URLs of a request to checked image files.
+
+Everything that can be checked without opening a connection is checked first, for all images, so
+that a refused request costs nothing (CVE-2026-100650). The sum of the bytes of a request has a
+limit of its own, because many images under the limit of one are as dangerous as one over it
+(CVE-2026-130686). Pixels are decoded in the preprocess stage, not here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from openai_frontend.addresses import refused
+from openai_frontend.conversation import ImageSource
+from openai_frontend.fetch import too_large
+from openai_frontend.settings import Settings
+from python_backend.errors import InvalidImageError, InvalidRequestError
+
+_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+(?:;[^,;]*)*;base64,", re.IGNORECASE)
+_MAX_DATA_HEADER_CHARS = 256
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
+
+
+class Fetcher(Protocol):
+    """The part of `MediaFetcher` that is needed here."""
+
+    def check(self, url: str) -> None:
+        """Refuse a URL before anything is fetched."""
+        ...
+
+    async def fetch(self, url: str, on_bytes: Callable[[int], None]) -> bytes:
+        """The bytes behind a URL; `on_bytes` is told their number as they arrive."""
+        ...
+
+
+class MediaLoader:
+    """Loads the images of one request within its limits."""
+
+    def __init__(self, settings: Settings, fetcher: Fetcher) -> None:
+        self._settings = settings
+        self._fetcher = fetcher
+
+    async def load(
+        self, sources: Sequence[ImageSource], model_max_images: int | None
+    ) -> list[bytes]:
+        """The image files of a request, in order; the same URL twice is fetched once.
+
+        Args:
+            sources: where the images are.
+            model_max_images: limit of the model, if it has one.
+
+        Raises:
+            InvalidRequestError: names the image at fault.
+        """
+        max_images = self._settings.max_images
+        if model_max_images is not None:
+            max_images = min(max_images, model_max_images)
+        if len(sources) > max_images:
+            raise InvalidRequestError(
+                f"At most {max_images} image(s) may be provided in one request, "
+                f"but got {len(sources)}.",
+                param="messages",
+            )
+        for source in sources:
+            with _blamed_on(source):
+                self._check_url(source.url)
+        budget = _ByteBudget(self._settings.max_total_image_bytes)
+        files: dict[str, bytes] = {}
+        for source in sources:
+            if _is_data_url(source.url) and source.url not in files:
+                with _blamed_on(source):
+                    files[source.url] = _decode_data_url(source.url)
+                    budget.take(len(files[source.url]))
+                    check_format(files[source.url])
+        remote = {source.url: source for source in sources if not _is_data_url(source.url)}
+        files |= await self._fetch_all(list(remote.values()), budget)
+        images = [files[source.url] for source in sources]
+        # Again over all of them: what was loaded once is sent as often as it is used.
+        _ByteBudget(self._settings.max_total_image_bytes).take(sum(map(len, images)))
+        return images
+
+    def _check_url(self, url: str) -> None:
+        if not _is_data_url(url):
+            self._fetcher.check(url)
+            return
+        # Base64 makes 4 characters of 3 bytes; the header of the URL is too short to matter.
+        if len(url) * 3 // 4 > self._settings.max_image_bytes + _MAX_DATA_HEADER_CHARS:
+            raise too_large(self._settings.max_image_bytes)
+
+    async def _fetch_all(
+        self, sources: Sequence[ImageSource], budget: _ByteBudget
+    ) -> dict[str, bytes]:
+        async def fetch(source: ImageSource) -> bytes:
+            with _blamed_on(source):
+                data = await self._fetcher.fetch(source.url, budget.take)
+                check_format(data)
+                return data
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(fetch(source)) for source in sources]
+        except BaseExceptionGroup as errors:
+            # The first failure cancels the other downloads; the client hears about that one.
+            raise errors.exceptions[0] from None
+        return {source.url: task.result() for source, task in zip(sources, tasks, strict=True)}
+
+
+class _ByteBudget:
+    """Counts the bytes of all images of a request."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Count `num_bytes` more.
+
+        Raises:
+            InvalidRequestError: the images are too large together.
+        """
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._max_bytes:
+            raise InvalidRequestError(
+                f"The images of the request are larger than {self._max_bytes} bytes together; "
+                "send fewer or smaller files.",
+                code="image_file_too_large",
+            )
+
+
+def check_format(data: bytes) -> None:
+    """Refuse files that do not start like a PNG, JPEG, GIF or WEBP file.
+
+    What a URL or a server calls the file is not looked at: only its bytes reach the decoder.
+
+    Raises:
+        InvalidImageError: the file is empty or something else.
+    """
+    if not data:
+        raise InvalidImageError("The image file is empty.", code="empty_image_file")
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    if not (is_webp or data.startswith(_MAGIC)):
+        raise InvalidImageError(
+            "You uploaded an unsupported image. Please make sure your image is of one of the "
+            "following formats: ['png', 'jpeg', 'gif', 'webp'].",
+            code="invalid_image_format",
+        )
+
+
+def _is_data_url(url: str) -> bool:
+    return url[:5].lower() == "data:"
+
+
+def _decode_data_url(url: str) -> bytes:
+    match = _DATA_URL.match(url[:_MAX_DATA_HEADER_CHARS])
+    if match is None:
+        raise refused("a data: URL must look like 'data:image/png;base64,...'")
+    try:
+        return binascii.a2b_base64(url[match.end() :].encode("ascii"), strict_mode=True)
+    except ValueError:
+        # Also UnicodeEncodeError, for characters that base64 does not have.
+        raise InvalidImageError(
+            "The image is not valid base64; encode the bytes of the file in standard base64.",
+            code="invalid_base64_image",
+        ) from None
+
+
+@contextmanager
+def _blamed_on(source: ImageSource) -> Iterator[None]:
+    """Add the path of the image to errors from inside."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        error.param = error.param or source.param
+        raise

@@ -1,0 +1,90 @@
+"""Middleware around every request: its id in and out, its metrics, its one log line."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from openai_frontend.metrics import Metrics
+from openai_frontend.record import CLIENT_CLOSED_REQUEST, ENDPOINTS, RequestRecord
+
+_log = logging.getLogger(__name__)
+# What may be echoed into a header, a log line and a Triton request id.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}", re.ASCII)
+_MODEL_PREFIX = "/v1/models/"
+
+
+class ObservabilityMiddleware:
+    """Gives every request a `RequestRecord` and reports it at the end."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = _new_record(scope)
+        scope.setdefault("state", {})["record"] = record
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = record.request_id
+                headers["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        self._metrics.request_started(record)
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            # The answer is sent further out, by the handler of unexpected errors.
+            record.status = record.status or 500
+            record.error = record.error or "internal_error"
+            raise
+        finally:
+            self._metrics.request_ended(record)
+            _log_request(record)
+
+
+def _new_record(scope: Scope) -> RequestRecord:
+    path = scope["path"]
+    if path.startswith(_MODEL_PREFIX):
+        path = "/v1/models/{model}"
+    generated = uuid.uuid4().hex
+    asked = Headers(scope=scope).get("x-request-id", "")
+    is_usable = _REQUEST_ID.fullmatch(asked) is not None
+    return RequestRecord(
+        request_id=asked if is_usable else generated,
+        # Two clients, or one that retries, may send the same id at the same time; Triton's side
+        # requests find a generation by its id alone.
+        backend_request_id=f"{asked}-{generated}" if is_usable else generated,
+        endpoint=path if path in ENDPOINTS else "other",
+    )
+
+
+def _log_request(record: RequestRecord) -> None:
+    ttft, tpot = record.time_to_first_token_s, record.time_per_output_token_s
+    is_worth_reading = record.is_generation or record.final_status >= CLIENT_CLOSED_REQUEST
+    _log.log(
+        logging.INFO if is_worth_reading else logging.DEBUG,
+        "request %s %s status=%d error=%s model=%s prompt_tokens=%d completion_tokens=%d "
+        "ttft_ms=%s tpot_ms=%s total_ms=%.0f",
+        record.request_id,
+        record.endpoint,
+        record.final_status,
+        record.error,
+        record.model,
+        record.prompt_tokens,
+        record.completion_tokens,
+        None if ttft is None else round(ttft * 1000),
+        None if tpot is None else round(tpot * 1000, 1),
+        record.elapsed_s * 1000,
+    )

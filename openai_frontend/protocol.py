@@ -1,0 +1,224 @@
+"""The fields of the requests: names, types, ranges and the values the proxy passes on.
+
+Policy, for every field: what is here works; OpenAI's other fields (`unsupported.py`) are refused by
+name unless they ask for nothing; anything else is unknown and refused. Nothing is accepted and
+ignored, with two exceptions that cannot change an answer: `user` and `safety_identifier` name the
+end user. `null` means the same as leaving a field out, as in OpenAI's API.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+
+from openai_frontend.unsupported import (
+    UNSUPPORTED_COMPLETION,
+    without_unsupported,
+    without_unsupported_chat,
+)
+from python_backend.errors import InvalidRequestError
+
+MAX_TOP_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+_MAX_INT32 = 2**31 - 1
+_MAX_INT64 = 2**63 - 1
+
+
+class _Fields(BaseModel):
+    # strict: "5" is not 5 and true is not 1; a client that mixes them up has a bug to hear about.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TextPart(_Fields):
+    """Text inside a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Fields):
+    """Where an image is, and how closely to look at it."""
+
+    url: str = Field(min_length=1)
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ImagePart(_Fields):
+    """An image inside a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+def _part_tag(part: Any) -> str | None:
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return f"<{kind}>" if kind in ("text", "image_url") else None
+
+
+def _text_or_list_tag(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
+
+
+# The tags in angle brackets keep pydantic's error locations apart from what the client wrote.
+ContentPart = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
+    Discriminator(
+        _part_tag,
+        custom_error_type="union_tag",
+        custom_error_message="Content parts are of type 'text' or 'image_url'",
+    ),
+]
+Content = Annotated[
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[ContentPart], Field(min_length=1), Tag("<list>")],
+    Discriminator(
+        _text_or_list_tag,
+        custom_error_type="invalid_type",
+        custom_error_message="It must be a string or an array of content parts",
+    ),
+]
+
+
+class Message(_Fields):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+
+
+class StreamOptions(_Fields):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = None
+
+
+def _stop_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class GenerationFields(_Fields):
+    """What chat and plain completions share."""
+
+    model: str = Field(min_length=1, max_length=512)
+    max_tokens: int | None = Field(None, ge=1, le=_MAX_INT32)
+    min_tokens: int | None = Field(None, ge=0, le=_MAX_INT32)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=_MAX_INT32)
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-_MAX_INT64 - 1, le=_MAX_INT64)
+    n: int | None = Field(None, ge=1)
+    stop: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=1024)]] | None,
+        Field(max_length=MAX_STOP_STRINGS),
+        BeforeValidator(_stop_list),
+    ] = None
+    stop_token_ids: list[Annotated[int, Field(ge=0, le=_MAX_INT32)]] | None = Field(
+        None, max_length=64
+    )
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=2)
+    logit_bias: (
+        dict[
+            Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")],
+            Annotated[float, Field(ge=-100, le=100)],
+        ]
+        | None
+    ) = Field(None, max_length=1024)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, max_length=512)
+    safety_identifier: str | None = Field(None, max_length=512)
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> GenerationFields:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError(
+                "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+                param="stream_options",
+            )
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk about its tokens."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class ChatCompletionRequest(GenerationFields):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: int | None = Field(None, ge=1, le=_MAX_INT32)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, fields: Any) -> Any:
+        return without_unsupported_chat(fields)
+
+    @model_validator(mode="after")
+    def _check_related_fields(self) -> ChatCompletionRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequestError(
+                "'logprobs' must be true when 'top_logprobs' is given.", param="top_logprobs"
+            )
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise InvalidRequestError(
+                "'max_tokens' and 'max_completion_tokens' differ; send only one of them.",
+                param="max_completion_tokens",
+            )
+        return self
+
+
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=_MAX_INT32)]], Field(min_length=1, max_length=1_000_000)
+]
+
+
+def _single_prompt(prompt: Any) -> Any:
+    """OpenAI takes a batch of prompts; a batch of one is the same as its only member."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        if len(prompt) > 1:
+            raise InvalidRequestError(
+                "Only one prompt per request is supported; send one request for each prompt.",
+                code="unsupported_value",
+                param="prompt",
+            )
+        return prompt[0]
+    return prompt
+
+
+class CompletionRequest(GenerationFields):
+    """Body of `POST /v1/completions`."""
+
+    prompt: Annotated[
+        Annotated[str, Tag("<text>")] | Annotated[TokenIds, Tag("<list>")],
+        Discriminator(
+            _text_or_list_tag,
+            custom_error_type="invalid_type",
+            custom_error_message="It must be a string or an array of token ids",
+        ),
+        BeforeValidator(_single_prompt),
+    ]
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, fields: Any) -> Any:
+        return without_unsupported(fields, UNSUPPORTED_COMPLETION)

@@ -1,0 +1,84 @@
+"""What is remembered of one HTTP request for its log line and the metrics: numbers, no content."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+GENERATION_ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions"})
+ENDPOINTS = GENERATION_ENDPOINTS | {
+    "/v1/models",
+    "/v1/models/{model}",
+    "/health/live",
+    "/health/ready",
+    "/metrics",
+}
+CLIENT_CLOSED_REQUEST = 499
+"""Not an HTTP status that anyone receives: nginx's number for a client that left first."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestRecord:
+    """Filled in while a request is served.
+
+    Attributes:
+        request_id: the client's `X-Request-Id`, or a generated one.
+        backend_request_id: Triton's id of the generation; unlike `request_id` always unique.
+        endpoint: route the request belongs to, `other` for an unknown path.
+        status: HTTP status sent, None before the headers.
+        error: code of an error after the headers, `cancelled` when the client left.
+        model: model asked for, once it is known to exist.
+        prompt_tokens: of the request, counted once for all choices.
+        completion_tokens: of all choices.
+        num_choices: choices that ended.
+    """
+
+    request_id: str
+    backend_request_id: str
+    endpoint: str
+    status: int | None = None
+    error: str | None = None
+    model: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    num_choices: int = 1
+    _started_at: float = field(default_factory=time.perf_counter)
+    _first_token_at: float | None = None
+    _last_token_at: float | None = None
+
+    @property
+    def is_generation(self) -> bool:
+        """Whether the request asks for text."""
+        return self.endpoint in GENERATION_ENDPOINTS
+
+    @property
+    def final_status(self) -> int:
+        """The status to count the request under."""
+        if self.error == "cancelled" or self.status is None:
+            return CLIENT_CLOSED_REQUEST
+        # The headers were sent before the error, but the answer is not a success.
+        return 500 if self.error else self.status
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the request arrived."""
+        return time.perf_counter() - self._started_at
+
+    @property
+    def time_to_first_token_s(self) -> float | None:
+        """Seconds from the arrival to the first response of the decoder."""
+        return None if self._first_token_at is None else self._first_token_at - self._started_at
+
+    @property
+    def time_per_output_token_s(self) -> float | None:
+        """Mean seconds between the tokens of a choice, None for fewer than two tokens."""
+        num_intervals = self.completion_tokens / self.num_choices - 1
+        if self._first_token_at is None or self._last_token_at is None or num_intervals < 1:
+            return None
+        return (self._last_token_at - self._first_token_at) / num_intervals
+
+    def tokens_arrived(self) -> None:
+        """Note the time of a response of the decoder."""
+        self._last_token_at = time.perf_counter()
+        if self._first_token_at is None:
+            self._first_token_at = self._last_token_at

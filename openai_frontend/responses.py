@@ -1,0 +1,248 @@
+"""The JSON of answers, whole and in chunks.
+
+On the token path a chunk is a constant prefix, the encoded text and a constant suffix: building and
+serializing a model for every token costs more than everything else the proxy does for it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from openai_frontend.backend import Delta, Usage
+from openai_frontend.sse import dumps, event
+
+
+@dataclass(slots=True)
+class Choice:
+    """One choice of an answer that is not streamed, as far as it has arrived."""
+
+    text: str = ""
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str | None = None
+    matched_stop: int | str | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Append what `delta` brings."""
+        self.text += delta.text
+        self.logprobs += delta.logprobs or ()
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason
+            self.matched_stop = delta.matched_stop
+
+
+class Answer(ABC):
+    """The shape of one endpoint's answers to one request.
+
+    Args:
+        answer_id: hexadecimal digits of the id.
+        created: Unix time.
+        model: name as the client wrote it.
+        fingerprint: of the served configuration.
+        has_logprobs: whether the client asked for log probabilities.
+        include_usage: whether the stream ends with a usage chunk.
+    """
+
+    id_prefix: ClassVar[str]
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        answer_id: str,
+        created: int,
+        model: str,
+        fingerprint: str,
+        has_logprobs: bool,
+        include_usage: bool,
+    ) -> None:
+        self._head: dict[str, Any] = {
+            "id": self.id_prefix + answer_id,
+            "object": self.whole_object,
+            "created": created,
+            "model": model,
+            "system_fingerprint": fingerprint,
+        }
+        self._has_logprobs = has_logprobs
+        self._include_usage = include_usage
+        self._chunk_prefix = dumps(self._head | {"object": self.chunk_object})[:-1] + ',"choices":['
+        self._chunk_suffix = '],"usage":null}' if include_usage else "]}"
+
+    def chunks(self, delta: Delta, *, is_first: bool) -> bytes:
+        """Events for one delta; `is_first` tells that it is the first one of its choice."""
+        data = self._start_event(delta.index) if is_first else b""
+        logprobs = self._logprobs(delta.logprobs or (), delta) if self._has_logprobs else None
+        if delta.text or logprobs:
+            encoded = "null" if logprobs is None else dumps(logprobs)
+            data += self._event(self._text_choice(delta.index, dumps(delta.text), encoded))
+        if delta.finish_reason is not None:
+            ending = (
+                f'"logprobs":null,"finish_reason":{dumps(delta.finish_reason)},'
+                f'"matched_stop":{dumps(delta.matched_stop)}'
+            )
+            data += self._event(self._end_choice(delta.index, ending))
+        return data
+
+    def last_chunk(self, usage: Usage) -> bytes:
+        """The event after the last choice has ended, if the client wants to know the usage."""
+        if not self._include_usage:
+            return b""
+        return event(f'{self._chunk_prefix}],"usage":{dumps(usage_json(usage))}}}')
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        """The body of an answer that is not streamed."""
+        body = self._head | {
+            "choices": [self._whole_choice(i, choice) for i, choice in enumerate(choices)],
+            "usage": usage_json(usage),
+            "metadata": {"weight_version": "default"},
+        }
+        return dumps(body).encode("utf-8", "replace")
+
+    def _event(self, choice: str) -> bytes:
+        return event(f"{self._chunk_prefix}{choice}{self._chunk_suffix}")
+
+    def _start_event(self, index: int) -> bytes:
+        """What comes before the first text of a choice."""
+        return b""
+
+    @abstractmethod
+    def _text_choice(self, index: int, text: str, logprobs: str) -> str:
+        """JSON of a choice that brings text; `text` and `logprobs` are JSON already."""
+
+    @abstractmethod
+    def _end_choice(self, index: int, ending: str) -> str:
+        """JSON of a choice that ends; `ending` holds the last members of the object."""
+
+    @abstractmethod
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        """A choice of an answer that is not streamed."""
+
+    @abstractmethod
+    def _logprobs(
+        self, logprobs: Sequence[dict[str, Any]], delta: Delta | None
+    ) -> dict[str, Any] | None:
+        """The `logprobs` object of a chunk (`delta` given) or of a whole choice."""
+
+
+class ChatAnswer(Answer):
+    """Answers of `/v1/chat/completions`."""
+
+    id_prefix = "chatcmpl-"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def _start_event(self, index: int) -> bytes:
+        return self._event(
+            f'{{"index":{index},"delta":{{"role":"assistant","content":"","refusal":null}},'
+            '"logprobs":null,"finish_reason":null,"matched_stop":null}'
+        )
+
+    def _text_choice(self, index: int, text: str, logprobs: str) -> str:
+        return (
+            f'{{"index":{index},"delta":{{"content":{text}}},"logprobs":{logprobs},'
+            '"finish_reason":null,"matched_stop":null}'
+        )
+
+    def _end_choice(self, index: int, ending: str) -> str:
+        return f'{{"index":{index},"delta":{{}},{ending}}}'
+
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {
+                "role": "assistant",
+                "content": choice.text,
+                "refusal": None,
+                "reasoning_content": None,
+                "tool_calls": None,
+            },
+            "logprobs": self._logprobs(choice.logprobs, None) if self._has_logprobs else None,
+            "finish_reason": choice.finish_reason,
+            "matched_stop": choice.matched_stop,
+        }
+
+    def _logprobs(
+        self, logprobs: Sequence[dict[str, Any]], delta: Delta | None
+    ) -> dict[str, Any] | None:
+        if delta is not None and not logprobs:
+            return None
+        return {"content": list(logprobs), "refusal": None}
+
+
+class CompletionAnswer(Answer):
+    """Answers of `/v1/completions`."""
+
+    id_prefix = "cmpl-"
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(self, **head: Any) -> None:
+        super().__init__(**head)
+        # Characters of the tokens sent so far, per choice: `text_offset` goes on across chunks.
+        self._num_chars: dict[int, int] = {}
+
+    def _text_choice(self, index: int, text: str, logprobs: str) -> str:
+        return (
+            f'{{"index":{index},"text":{text},"logprobs":{logprobs},'
+            '"finish_reason":null,"matched_stop":null}'
+        )
+
+    def _end_choice(self, index: int, ending: str) -> str:
+        return f'{{"index":{index},"text":"",{ending}}}'
+
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": choice.text,
+            "logprobs": self._logprobs(choice.logprobs, None) if self._has_logprobs else None,
+            "finish_reason": choice.finish_reason,
+            "matched_stop": choice.matched_stop,
+        }
+
+    def _logprobs(
+        self, logprobs: Sequence[dict[str, Any]], delta: Delta | None
+    ) -> dict[str, Any] | None:
+        if delta is not None and not logprobs:
+            return None
+        offset = self._num_chars.get(delta.index, 0) if delta is not None else 0
+        offsets = []
+        for item in logprobs:
+            offsets.append(offset)
+            offset += len(item["token"])
+        if delta is not None:
+            self._num_chars[delta.index] = offset
+        return {
+            "tokens": [item["token"] for item in logprobs],
+            "token_logprobs": [item["logprob"] for item in logprobs],
+            # OpenAI's classic form always has the chosen token, so up to logprobs + 1 members.
+            "top_logprobs": [
+                {top["token"]: top["logprob"] for top in (*item["top_logprobs"], item)}
+                for item in logprobs
+            ],
+            "text_offset": offsets,
+        }
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    """OpenAI's usage object, with SGLang's `reasoning_tokens` beside it."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "audio_tokens": 0,
+            "image_tokens": usage.image_tokens,
+            "text_tokens": usage.prompt_tokens - usage.image_tokens,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+        "reasoning_tokens": 0,
+    }

@@ -1,0 +1,105 @@
+"""The HTTP routes: each takes a request apart, calls one object and wraps its answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import ClientDisconnect
+
+from openai_frontend.backend import Backend, ModelInfo
+from openai_frontend.chat import ChatService, Generation
+from openai_frontend.disconnect import until_disconnect
+from openai_frontend.errors import ModelNotFoundError, ServiceUnavailableError
+from openai_frontend.sse import EventStreamResponse
+from python_backend.errors import RequestCancelledError
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions")
+async def create_chat_completion(request: Request) -> Response:
+    """OpenAI's chat completions, streamed or whole."""
+    service: ChatService = request.app.state.service
+    prepared = service.prepare_chat(await _body(request), request.state.record)
+    return await _answer(request, await until_disconnect(request.receive, prepared))
+
+
+@router.post("/v1/completions")
+async def create_completion(request: Request) -> Response:
+    """OpenAI's plain completions, streamed or whole."""
+    service: ChatService = request.app.state.service
+    prepared = service.prepare_completion(await _body(request), request.state.record)
+    return await _answer(request, await until_disconnect(request.receive, prepared))
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    """Models that can be asked for."""
+    backend: Backend = request.app.state.backend
+    models = [_model_json(model) for model in await backend.models()]
+    return JSONResponse({"object": "list", "data": models})
+
+
+@router.get("/v1/models/{model:path}")
+async def get_model(request: Request, model: str) -> Response:
+    """One model; ids such as `Qwen/Qwen2.5-VL-3B-Instruct` have slashes."""
+    backend: Backend = request.app.state.backend
+    info = await backend.find_model(model)
+    if info is None:
+        raise ModelNotFoundError(model)
+    return JSONResponse(_model_json(info))
+
+
+@router.get("/health/live")
+async def is_live() -> Response:
+    """Whether this process answers."""
+    return JSONResponse({"status": "live"})
+
+
+@router.get("/health/ready")
+async def is_ready(request: Request) -> Response:
+    """Whether a generation request sent now would be served."""
+    backend: Backend = request.app.state.backend
+    if not await backend.is_ready():
+        raise ServiceUnavailableError
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/metrics")
+async def get_metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _body(request: Request) -> bytes:
+    # request.body() would keep the bytes, with all images in base64, until the answer is sent.
+    try:
+        return b"".join([chunk async for chunk in request.stream()])
+    except ClientDisconnect:
+        raise RequestCancelledError("The client closed the connection.") from None
+
+
+async def _answer(request: Request, generation: Generation) -> Response:
+    service: ChatService = request.app.state.service
+    record = request.state.record
+    if generation.is_stream:
+        opened = EventStreamResponse.opened(service.events(generation, record))
+        return await until_disconnect(request.receive, opened)
+    body = await until_disconnect(request.receive, service.answer(generation, record))
+    return Response(body, media_type="application/json")
+
+
+def _model_json(model: ModelInfo) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "triton-vlm",
+        "root": model.triton_name,
+        "parent": None,
+        "max_model_len": model.max_model_len,
+        "max_images": model.max_images,
+    }

@@ -1,0 +1,63 @@
+"""From request fields to the SAMPLING JSON of the decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest, GenerationFields
+from python_backend.errors import InvalidRequestError
+
+# Fields whose name and meaning are the same in HTTP and in the decoder.
+_SAME = (
+    *("min_tokens", "temperature", "top_p", "min_p", "seed", "n", "stop", "stop_token_ids"),
+    *("ignore_eos", "include_stop_str_in_output", "presence_penalty", "frequency_penalty"),
+    *("repetition_penalty", "logit_bias"),
+)
+
+
+def sampling_of(request: GenerationFields, max_n: int) -> dict[str, Any]:
+    """What the client set, with the decoder's keys; the decoder knows the model's defaults.
+
+    Raises:
+        InvalidRequestError: `n` is over the server's limit, or `min_tokens` over `max_tokens`.
+    """
+    if request.n is not None and request.n > max_n:
+        raise InvalidRequestError(
+            f"'n' is {request.n}; this server generates at most {max_n} choices per request.",
+            param="n",
+        )
+    sampling = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
+    for name in ("stop", "stop_token_ids", "logit_bias"):
+        if not sampling.get(name, True):
+            del sampling[name]
+    if request.top_k is not None:
+        # 0 and -1 are other servers' ways to say "off"; null says so to the decoder, also where the
+        # model's own default is a number.
+        sampling["top_k"] = request.top_k if request.top_k > 0 else None
+    max_tokens = _max_tokens(request)
+    if max_tokens is not None:
+        sampling["max_tokens"] = max_tokens
+        if (request.min_tokens or 0) > max_tokens:
+            raise InvalidRequestError(
+                f"'min_tokens' is {request.min_tokens}, more than the {max_tokens} tokens "
+                "allowed at most.",
+                param="min_tokens",
+            )
+    num_logprobs = _num_logprobs(request)
+    if num_logprobs is not None:
+        sampling["logprobs"] = num_logprobs
+    return sampling
+
+
+def _max_tokens(request: GenerationFields) -> int | None:
+    if isinstance(request, ChatCompletionRequest) and request.max_completion_tokens is not None:
+        return request.max_completion_tokens
+    return request.max_tokens
+
+
+def _num_logprobs(request: GenerationFields) -> int | None:
+    """Alternatives to report per token; 0 is the chosen token alone, None nothing at all."""
+    if isinstance(request, ChatCompletionRequest):
+        return (request.top_logprobs or 0) if request.logprobs else None
+    assert isinstance(request, CompletionRequest)
+    return request.logprobs

@@ -1,0 +1,135 @@
+"""Settings of the proxy: every value, its default and its help text, in one place.
+
+Each field is also a flag (`max_n` is `--max-n`) and an environment variable (`TRITON_VLM_MAX_N`);
+the flag wins over the variable, the variable over the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+ENVIRONMENT_PREFIX = "TRITON_VLM_"
+_MIB = 1024 * 1024
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def _setting(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the proxy runs; the help texts describe the fields."""
+
+    triton: str = _setting("localhost:8001", "host:port of Triton's gRPC endpoint")
+    host: str = _setting("127.0.0.1", "address to listen on")
+    port: int = _setting(9000, "port to listen on")
+
+    max_concurrent_requests: int = _setting(256, "generation requests served at the same time")
+    max_body_bytes: int = _setting(64 * _MIB, "largest request body")
+    body_timeout_s: float = _setting(60.0, "time a client has to send its request body")
+    max_n: int = _setting(8, "largest `n`: choices generated for one request")
+
+    max_images: int = _setting(16, "most images in one request; a model may allow fewer")
+    max_image_bytes: int = _setting(20 * _MIB, "largest image file")
+    max_total_image_bytes: int = _setting(
+        48 * _MIB, "largest sum of the image files of one request"
+    )
+    media_timeout_s: float = _setting(
+        10.0, "time to fetch one image: name lookup, redirects and body"
+    )
+    max_media_redirects: int = _setting(3, "redirects followed for one image; each one is checked")
+    max_media_connections: int = _setting(32, "images fetched at the same time by this process")
+    allowed_media_domains: tuple[str, ...] = _setting(
+        (), "comma-separated host names images may come from, matched exactly; empty: any"
+    )
+    allow_private_media: bool = _setting(
+        False,
+        "fetch images from private addresses and any port too; for tests and closed networks, "
+        "never where untrusted people can send requests",
+    )
+
+    models_ttl_s: float = _setting(5.0, "how long the list of Triton's models is remembered")
+    retry_after_s: int = _setting(1, "Retry-After of 429 and 503 answers, in seconds")
+    shutdown_timeout_s: int = _setting(10, "time running requests have to finish at shutdown")
+    log_level: str = _setting("info", "debug, info, warning or error")
+
+    def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            minimum = 0 if setting.name in ("port", "max_media_redirects", "models_ttl_s") else 1e-9
+            if is_number and not value >= minimum:  # also true for "nan"
+                raise ValueError(f"{setting.name} is {value}; it must be greater than zero")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ValueError(
+                f"log_level is {self.log_level!r}; it must be debug, info, warning or error"
+            )
+
+    @classmethod
+    def from_command_line(cls, argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+        """Read flags and environment; a wrong value ends the process with a usage message."""
+        parser = argparse.ArgumentParser(
+            prog="python -m openai_frontend",
+            description="OpenAI-compatible HTTP server in front of Triton.",
+        )
+        types = get_type_hints(cls)
+        for setting in dataclasses.fields(cls):
+            _add_flag(parser, setting, types[setting.name])
+        try:
+            values: dict[str, Any] = {
+                setting.name: _parse(types[setting.name], environ[variable], variable)
+                for setting in dataclasses.fields(cls)
+                if (variable := ENVIRONMENT_PREFIX + setting.name.upper()) in environ
+            }
+            return cls(**values | vars(parser.parse_args(argv)))
+        except ValueError as error:
+            parser.error(str(error))
+
+
+def _add_flag(
+    parser: argparse.ArgumentParser, setting: dataclasses.Field[Any], type_: object
+) -> None:
+    flag = "--" + setting.name.replace("_", "-")
+    shown = ",".join(setting.default) if isinstance(setting.default, tuple) else setting.default
+    help_text = f"{setting.metadata['help']} (default: {shown})"
+    # SUPPRESS leaves out what was not given, so that it cannot hide the environment.
+    if type_ is bool:
+        parser.add_argument(
+            flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help_text
+        )
+        return
+    parser.add_argument(
+        flag,
+        type=lambda text: _argument(type_, text, flag),
+        default=argparse.SUPPRESS,
+        metavar=setting.name.upper(),
+        help=help_text,
+    )
+
+
+def _argument(type_: object, text: str, flag: str) -> Any:
+    try:
+        return _parse(type_, text, flag)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _parse(type_: object, text: str, source: str) -> Any:
+    """The value of type `type_` written as `text`, which `source` named."""
+    if type_ is str:
+        return text
+    if type_ is bool:
+        if text.lower() in _TRUE + _FALSE:
+            return text.lower() in _TRUE
+        raise ValueError(f"{source} is {text!r}; it must be true or false")
+    if type_ is int or type_ is float:
+        try:
+            return int(text) if type_ is int else float(text)
+        except ValueError:
+            raise ValueError(f"{source} is {text!r}; it must be a number") from None
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,102 @@
+"""Tiny checkpoints and the models built from them, made once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.tiny.shapes import SHAPES, TIED, Shape
+
+if TYPE_CHECKING:
+    from python_backend.manifest import ModelFolder
+
+MAX_MODEL_LEN = 512
+
+
+class SilentReport:
+    """Keeps a build's notes and shows nothing."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def stage(self, title: str) -> None: ...
+
+    def progress(self, what: str, done: int, total: int) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A checkpoint, and on demand the model built from it and its Hugging Face reference.
+
+    Attributes:
+        shape: of the checkpoint.
+        checkpoint: its folder.
+        repository: where it is built to.
+    """
+
+    shape: Shape
+    checkpoint: Path
+    repository: Path
+
+    @cached_property
+    def model(self) -> ModelFolder:
+        """Built and verified."""
+        from builders.options import BuildOptions
+        from builders.pipeline import build
+
+        options = BuildOptions(
+            model=str(self.checkpoint), output=self.repository, max_model_len=MAX_MODEL_LEN
+        )
+        return build(options, SilentReport())[0]
+
+    @cached_property
+    def hf(self) -> Any:
+        """The checkpoint in Hugging Face, eager fp32; nothing but a length ends its answers."""
+        import torch
+        from transformers import AutoModelForImageTextToText, GenerationConfig
+
+        model = AutoModelForImageTextToText.from_pretrained(
+            self.checkpoint, dtype=torch.float32, attn_implementation="eager"
+        )
+        model.generation_config = GenerationConfig()
+        return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
+    """From a shape's name to its model; each is made when first asked for."""
+
+    @cache
+    def tiny_model(name: str) -> TinyModel:
+        from tests.tiny.checkpoint import make_checkpoint
+
+        folder = tmp_path_factory.mktemp(name)
+        checkpoint = make_checkpoint(folder / name, SHAPES[name])
+        return TinyModel(SHAPES[name], checkpoint, folder / "repository")
+
+    return tiny_model
+
+
+@pytest.fixture(scope="session", params=SHAPES)
+def tiny(request: pytest.FixtureRequest, tiny_models: Callable[[str], TinyModel]) -> TinyModel:
+    """Every shape in turn."""
+    return tiny_models(request.param)
+
+
+@pytest.fixture(scope="session")
+def tied(tiny_models: Callable[[str], TinyModel]) -> TinyModel:
+    """One model, for tests that need any."""
+    return tiny_models(TIED.name)
+
+
+@pytest.fixture
+def report() -> SilentReport:
+    return SilentReport()

@@ -1,0 +1,157 @@
+"""What the graph files hold: exactly their contract, and weights where the precision says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from builders.families import family_graphs
+from builders.families.base import BuildLimits
+from builders.graph import write_graph
+from builders.hf_reference import huggingface_cases
+from builders.modules import fill_weights
+from builders.options import BuildOptions
+from builders.pipeline import build
+from builders.precision import Precision
+from builders.source import open_source
+from builders.verify import UNROUNDED_TOLERANCE, verify
+from python_backend.kv_cache import KVCache
+from python_backend.preprocess import Preprocessor
+from python_backend.runtimes.ort import OrtRuntime
+
+FLOATS = [ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16]
+
+
+def _tensors(values):
+    return [
+        (
+            value.name,
+            TensorProto.DataType.Name(value.type.tensor_type.elem_type),
+            tuple(d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    ]
+
+
+def _declared(specs):
+    names = {"float32": "FLOAT", "float16": "FLOAT16"}
+    return [(s.name, names.get(s.dtype, s.dtype.upper()), s.shape) for s in specs]
+
+
+def test_file_has_exactly_the_inputs_and_outputs_of_the_manifest(tiny):
+    manifest = tiny.model.manifest
+    for graph in (manifest.vision_encoder, manifest.decoder):
+        file = onnx.load(tiny.model.path(graph), load_external_data=False)
+        assert _tensors(file.graph.input) == _declared(graph.spec.inputs)
+        assert _tensors(file.graph.output) == _declared(graph.spec.outputs)
+        onnx.checker.check_model(str(tiny.model.path(graph)))
+
+
+def _write(tiny, folder: Path, name: str, precision: Precision):
+    """(path, spec) of one graph of the tiny checkpoint."""
+    source = open_source(str(tiny.checkpoint))
+    graphs = family_graphs("qwen2_5_vl")(source.config)
+    if name == "decoder":
+        model, spec = graphs.decoder(precision, BuildLimits(max_model_len=64))
+    else:
+        model, spec = graphs.vision_encoder(precision)
+    fill_weights(model.graph, source.checkpoint, graphs.checkpoint_names)
+    path = folder / f"{name}.onnx"
+    write_graph(model, path)
+    return path, spec
+
+
+@pytest.mark.parametrize("name", ["vision_encoder", "decoder"])
+@pytest.mark.parametrize("compute", FLOATS)
+def test_linked_graph_leaves_every_weight_in_the_checkpoint(tiny, tmp_path, name, compute):
+    precision = Precision(compute=compute, linked=ir.DataType.BFLOAT16)
+    path, spec = _write(tiny, tmp_path, name, precision)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.stat().st_size < 1_000_000
+    file = onnx.load(path, load_external_data=False)
+    assert _tensors(file.graph.input) == _declared(spec.inputs)
+    weights = [t for t in file.graph.initializer if uses_external_data(t)]
+    shards = {shard.name for shard in tiny.checkpoint.glob("*.safetensors")}
+    assert {ExternalDataInfo(t).location for t in weights} == shards
+    assert all(t.data_type == TensorProto.BFLOAT16 for t in weights)
+    inline = sum(t.ByteSize() for t in file.graph.initializer if not uses_external_data(t))
+    assert inline < 20_000
+
+
+def _decoder_feeds(spec, num_tokens=9):
+    rng = np.random.default_rng(0)
+    hidden = spec.input("image_embeds").shape[1]
+    tokens = rng.integers(0, 300, (1, num_tokens))
+    index = np.full((1, num_tokens), -1)
+    index[0, 3:6] = [0, 1, 2]
+    return {
+        "input_ids": tokens,
+        "image_index": index,
+        "image_embeds": rng.normal(0, 1, (3, hidden)).astype(np.float32),
+        "position_ids": np.broadcast_to(np.arange(num_tokens), (3, 1, num_tokens)).copy(),
+        "write_indices": np.array([0]),
+        "kv_lengths": np.array([num_tokens], np.int32),
+        "logits_index": np.array([[num_tokens - 1]]),
+    }
+
+
+def test_linked_and_written_decoder_give_the_same_logits(tiny, tmp_path):
+    logits = []
+    for linked in (None, ir.DataType.BFLOAT16):
+        folder = tmp_path / str(linked)
+        folder.mkdir()
+        precision = Precision(compute=ir.DataType.FLOAT, linked=linked)
+        path, spec = _write(tiny, folder, "decoder", precision)
+        weights_dir = tiny.checkpoint if linked else None
+        with OrtRuntime(spec, path, num_threads=1, weights_dir=weights_dir) as runtime:
+            view = KVCache(spec, 1).view(0, 1)
+            logits.append(runtime.run(_decoder_feeds(spec), view)["logits"].copy())
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def quantized(request, tiny, tmp_path_factory):
+    """The tiny model with quantized weights, verified by the build itself."""
+    from tests.conftest import MAX_MODEL_LEN, SilentReport
+
+    options = BuildOptions(
+        model=str(tiny.checkpoint),
+        output=tmp_path_factory.mktemp(request.param),
+        precision=request.param,
+        max_model_len=MAX_MODEL_LEN,
+    )
+    return build(options, SilentReport())[0]
+
+
+def test_quantized_model_is_within_tolerance_of_the_unrounded_checkpoint(quantized, tiny):
+    precision = quantized.manifest.precision
+    cases = huggingface_cases(tiny.checkpoint, Preprocessor(quantized), None)
+    results = verify(quantized, cases, UNROUNDED_TOLERANCE[precision])
+    assert min(result.logits_error for result in results) > 1e-4, "nothing was rounded"
+
+
+def test_every_linear_layer_of_a_quantized_decoder_runs_as_matmul_nbits(quantized, tiny, tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    path = quantized.path(quantized.manifest.decoder)
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+    ops = [node.op_type for node in nodes]
+    assert ops.count("MatMulNBits") == 7 * tiny.shape.num_layers + 1  # q k v o gate up down, head
+    assert "MatMul" not in ops
+    assert ops.count("DequantizeLinear") == 1  # the rows taken from the embedding table
+
+
+def test_quantized_decoder_is_smaller(quantized, tiny):
+    def num_bytes(model):
+        return sum(f.stat().st_size for f in model.path(model.manifest.decoder).parent.iterdir())
+
+    assert num_bytes(quantized) < 0.45 * num_bytes(tiny.model)

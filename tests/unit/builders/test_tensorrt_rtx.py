@@ -1,0 +1,131 @@
+"""Real TensorRT-RTX engines of the tiny model: building needs no GPU, running them does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, save
+
+from builders.families import family_graphs
+from builders.families.base import BuildLimits
+from builders.graph import write_graph
+from builders.modules import fill_weights
+from builders.precision import Precision
+from builders.source import open_source
+from builders.trt_engine import decoder_profiles, engine_from_onnx
+from python_backend.errors import BundleError
+from python_backend.spec import GraphSpec, TensorSpec
+
+pytest.importorskip("tensorrt_rtx_bindings")
+
+VISION_PROFILE = {"N": (4, 64, 256), "W": (1, 4, 32), "G": (1, 1, 4), "L": (4, 64, 256)}
+MAX_SEQS, MAX_CHUNK = 4, 32
+
+
+@pytest.fixture(scope="module")
+def linked_graph(tied, tmp_path_factory):
+    """From graph name and dtype to (path, spec), weights left in the checkpoint."""
+    source = open_source(str(tied.checkpoint))
+    graphs = family_graphs("qwen2_5_vl")(source.config)
+
+    def make(name, compute):
+        precision = Precision(compute=compute, linked=ir.DataType.BFLOAT16)
+        if name == "decoder":
+            model, spec = graphs.decoder(precision, BuildLimits(max_model_len=128))
+        else:
+            model, spec = graphs.vision_encoder(precision)
+        fill_weights(model.graph, source.checkpoint, graphs.checkpoint_names)
+        path = tmp_path_factory.mktemp("linked") / f"{name}.onnx"
+        write_graph(model, path)
+        return path, spec
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["vision_encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("compute", "gpu"),
+    [
+        (ir.DataType.FLOAT16, "SM89"),
+        (ir.DataType.FLOAT16, "SM120"),
+        (ir.DataType.BFLOAT16, "SM89"),
+    ],
+)
+def test_linked_graph_becomes_an_engine_with_every_tensor_of_its_contract(
+    tied, linked_graph, name, compute, gpu
+):
+    path, spec = linked_graph(name, compute)
+    profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK) if name == "decoder" else [VISION_PROFILE]
+    engine = engine_from_onnx(path, spec, profiles, gpu=gpu, weights_dir=tied.checkpoint)
+    assert len(engine) > 100_000
+    names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
+    assert [n for n in names if n.encode() not in engine] == []
+
+
+def test_decoder_profiles_pin_decode_to_one_token_and_prefill_to_one_row():
+    decode, prefill = decoder_profiles(MAX_SEQS, MAX_CHUNK)
+    assert decode["S"] == (1, 1, 1)
+    assert (decode["B"][0], decode["B"][2]) == (1, MAX_SEQS)
+    assert prefill["B"] == (1, 1, 1)
+    assert (prefill["S"][0], prefill["S"][2]) == (2, MAX_CHUNK)
+
+
+def test_an_input_that_tensorrt_drops_is_an_error(tmp_path):
+    """ONNX's own Attention takes lengths; TensorRT parses it and ignores them."""
+    cache, shape = [1, 2, 64, 32], ["B", 2, "S", 32]
+    node = helper.make_node("Attention", ["q", "k", "v", "", "", "", "lengths"], ["y"], is_causal=1)
+    half = TensorProto.FLOAT16
+    inputs = [
+        helper.make_tensor_value_info("q", half, shape),
+        helper.make_tensor_value_info("k", half, cache),
+        helper.make_tensor_value_info("v", half, cache),
+        helper.make_tensor_value_info("lengths", TensorProto.INT64, ["B"]),
+    ]
+    output = helper.make_tensor_value_info("y", half, shape)
+    graph = helper.make_graph([node], "dropped", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    save(model, tmp_path / "dropped.onnx")
+    spec = GraphSpec(
+        "dropped",
+        (
+            TensorSpec("q", "float16", tuple(shape)),
+            TensorSpec("k", "float16", tuple(cache)),
+            TensorSpec("v", "float16", tuple(cache)),
+            TensorSpec("lengths", "int64", ("B",)),
+        ),
+        (TensorSpec("y", "float16", tuple(shape)),),
+        {},
+    )
+    profile = {"B": (1, 1, 1), "S": (1, 1, 1)}
+    with pytest.raises(BundleError, match="Unused Input"):
+        engine_from_onnx(tmp_path / "dropped.onnx", spec, [profile], gpu="SM89")
+
+
+def test_a_graph_that_tensorrt_refuses_is_an_error_with_its_reason(tied, linked_graph):
+    """fp32 has no fused attention."""
+    path, spec = linked_graph("decoder", ir.DataType.FLOAT)
+    with pytest.raises(BundleError, match="dedicated kernel"):
+        engine_from_onnx(
+            path, spec, decoder_profiles(1, 8), gpu="SM89", weights_dir=tied.checkpoint
+        )
+
+
+def test_a_contract_that_the_file_does_not_fulfil_is_an_error(tied, linked_graph):
+    path, spec = linked_graph("vision_encoder", ir.DataType.FLOAT16)
+    renamed = (dataclasses.replace(spec.outputs[0], name="embeddings"),)
+    with pytest.raises(BundleError, match="embeddings"):
+        engine_from_onnx(
+            path,
+            dataclasses.replace(spec, outputs=renamed),
+            [VISION_PROFILE],
+            gpu="SM89",
+            weights_dir=tied.checkpoint,
+        )
+
+
+def test_an_unknown_gpu_is_an_error(tied, linked_graph):
+    path, spec = linked_graph("vision_encoder", ir.DataType.FLOAT16)
+    with pytest.raises(BundleError, match="SM90"):
+        engine_from_onnx(path, spec, [VISION_PROFILE], gpu="SM90", weights_dir=tied.checkpoint)

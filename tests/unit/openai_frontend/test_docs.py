@@ -1,0 +1,37 @@
+"""The page for users names everything that exists."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest
+from openai_frontend.record import ENDPOINTS
+from openai_frontend.settings import Settings
+from openai_frontend.unsupported import (
+    UNSUPPORTED_CHAT,
+    UNSUPPORTED_COMPLETION,
+    UNSUPPORTED_MESSAGE,
+)
+
+PAGE = (Path(__file__).parents[3] / "docs" / "openai-api.md").read_text(encoding="utf-8")
+FIELDS = {*ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
+UNSUPPORTED = {*UNSUPPORTED_CHAT, *UNSUPPORTED_COMPLETION, *UNSUPPORTED_MESSAGE}
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS | UNSUPPORTED))
+def test_every_field_is_documented(name) -> None:
+    assert re.search(rf"`{name}[`.]", PAGE)
+
+
+@pytest.mark.parametrize("name", [setting.name for setting in dataclasses.fields(Settings)])
+def test_every_flag_is_documented(name) -> None:
+    assert f"`--{name.replace('_', '-')}" in PAGE
+
+
+@pytest.mark.parametrize("endpoint", sorted(ENDPOINTS))
+def test_every_endpoint_is_documented(endpoint) -> None:
+    assert f"{endpoint.replace('{model}', '{id}')}`" in PAGE

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+from fake_backend import MODEL, FakeBackend, text_deltas
+
+from openai_frontend.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_models_are_listed_with_their_limits(make_proxy) -> None:
+    proxy = make_proxy()
+    models = await proxy.openai.models.list()
+    assert [model.id for model in models.data] == [MODEL.id]
+    body = (await proxy.http.get("/v1/models")).json()
+    assert body["object"] == "list"
+    assert body["data"][0] == {
+        "id": MODEL.id,
+        "object": "model",
+        "created": MODEL.created,
+        "owned_by": "triton-vlm",
+        "root": MODEL.triton_name,
+        "parent": None,
+        "max_model_len": 8192,
+        "max_images": 4,
+    }
+
+
+@pytest.mark.parametrize("name", [MODEL.id, MODEL.triton_name])
+async def test_model_is_found_by_id_even_with_slashes(make_proxy, name) -> None:
+    response = await make_proxy().http.get(f"/v1/models/{name}")
+    assert response.status_code == 200
+    assert response.json()["id"] == MODEL.id
+
+
+async def test_model_is_found_by_percent_encoded_id(make_proxy) -> None:
+    model = await make_proxy().openai.models.retrieve(MODEL.id)
+    assert model.id == MODEL.id
+
+
+async def test_unknown_model_is_not_found(make_proxy) -> None:
+    response = await make_proxy().http.get("/v1/models/a/b")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+
+
+async def test_health_tells_alive_from_ready(make_proxy) -> None:
+    proxy = make_proxy(FakeBackend(ready=False))
+    assert (await proxy.http.get("/health/live")).status_code == 200
+    response = await proxy.http.get("/health/ready")
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    proxy.backend.ready = True
+    assert (await proxy.http.get("/health/ready")).status_code == 200
+
+
+def sample(metrics: str, name: str) -> float:
+    return next(
+        float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith(name)
+    )
+
+
+async def test_metrics_count_requests_and_tokens(make_proxy) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("a b", prompt_tokens=10)))
+    await proxy.chat()
+    await proxy.chat(stream=True)
+    await proxy.complete()
+    await proxy.chat(temperature=9)
+    await proxy.http.get("/v1/models/x")
+    await proxy.http.get("/no/such/path")
+    response = await proxy.http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    metrics = response.text
+    for endpoint, status, count in [
+        ("/v1/chat/completions", 200, 2),
+        ("/v1/chat/completions", 400, 1),
+        ("/v1/completions", 200, 1),
+        ("/v1/models/{model}", 404, 1),
+        ("other", 404, 1),
+    ]:
+        line = f'triton_vlm_requests_total{{endpoint="{endpoint}",status="{status}"}}'
+        assert sample(metrics, line) == count
+    assert sample(metrics, "triton_vlm_prompt_tokens_total") == 30
+    assert sample(metrics, "triton_vlm_generation_tokens_total") == 9
+    assert sample(metrics, "triton_vlm_requests_running") == 0
+    assert sample(metrics, "triton_vlm_time_to_first_token_seconds_count") == 3
+    assert sample(metrics, "triton_vlm_time_per_output_token_seconds_count") == 3
+    assert sample(metrics, "triton_vlm_e2e_request_latency_seconds_count") == 4
+    assert sample(metrics, "triton_vlm_image_fetch_seconds_count") == 0
+
+
+async def test_each_application_has_its_own_metrics(make_proxy) -> None:
+    first, second = make_proxy(), make_proxy()
+    await first.http.get("/health/live")
+    assert "/health/live" not in (await second.http.get("/metrics")).text
+
+
+async def test_fetched_images_are_measured(make_proxy, png) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("a")), settings=Settings())
+    part = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}
+    await proxy.chat(messages=[{"role": "user", "content": [part]}])
+    metrics = (await proxy.http.get("/metrics")).text
+    assert sample(metrics, "triton_vlm_image_fetch_seconds_count") == 1
+
+
+async def test_log_has_one_line_per_request_without_its_content(make_proxy, caplog) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("secret answer")))
+    with caplog.at_level("INFO", logger="openai_frontend"):
+        await proxy.http.post(
+            "/v1/completions",
+            json={"model": MODEL.id, "prompt": "secret prompt"},
+            headers={"x-request-id": "abc"},
+        )
+    assert len(caplog.messages) == 1
+    line = caplog.messages[0]
+    assert "request abc /v1/completions status=200" in line
+    assert "prompt_tokens=7 completion_tokens=3" in line
+    assert "secret" not in caplog.text

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from triton_vlm.chat import ChatClient, ChatError
+
+URL = "http://127.0.0.1:1/v1"
+
+
+def events(*texts: str, done: bool = True) -> bytes:
+    """A stream that answers with `texts`."""
+    chunks = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in texts]
+    chunks.append({"choices": [], "usage": {"total_tokens": 3}})
+    lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+    return "".join([": keep-alive\n\n", *lines, "data: [DONE]\n\n" if done else ""]).encode()
+
+
+class Server:
+    """Answers each chat request with the next of `answers` and remembers its body."""
+
+    def __init__(self, *answers: Callable[[], httpx.Response]) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self._answers = list(answers)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "served"}]})
+        self.bodies.append(json.loads(request.content))
+        return self._answers.pop(0)()
+
+    def client(self, **options: Any) -> ChatClient:
+        return ChatClient(URL, transport=httpx.MockTransport(self), **options)
+
+
+def test_an_answer_comes_piece_by_piece_from_the_first_model_served() -> None:
+    server = Server(lambda: httpx.Response(200, content=events("A red", " circle.")))
+    with server.client(max_tokens=5, temperature=0.0) as client:
+        assert list(client.ask("What is this?")) == ["A red", " circle."]
+    (body,) = server.bodies
+    assert body["model"] == "served"
+    assert (body["max_completion_tokens"], body["temperature"], body["stream"]) == (5, 0.0, True)
+
+
+def test_a_picture_is_sent_before_its_question(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.webp"
+    picture.write_bytes(b"RIFF")
+    server = Server(lambda: httpx.Response(200, content=events("A circle.")))
+    with server.client() as client:
+        list(client.ask("What is this?", [picture]))
+    image, text = server.bodies[0]["messages"][0]["content"]
+    data = base64.b64encode(b"RIFF").decode()
+    assert image == {"type": "image_url", "image_url": {"url": f"data:image/webp;base64,{data}"}}
+    assert text == {"type": "text", "text": "What is this?"}
+
+
+def test_the_next_question_carries_the_conversation() -> None:
+    server = Server(
+        lambda: httpx.Response(200, content=events("Red.")),
+        lambda: httpx.Response(200, content=events("Round.")),
+    )
+    with server.client() as client:
+        list(client.ask("Colour?"))
+        list(client.ask("Form?"))
+    roles = [(m["role"], m["content"]) for m in server.bodies[1]["messages"]]
+    assert [role for role, _ in roles] == ["user", "assistant", "user"]
+    assert roles[1][1] == "Red."
+
+
+def test_a_refused_question_is_the_servers_sentence_and_not_remembered() -> None:
+    refusal = {"error": {"message": "the prompt is too long", "code": "context_length_exceeded"}}
+    server = Server(
+        lambda: httpx.Response(400, json=refusal),
+        lambda: httpx.Response(200, content=events("Yes.")),
+    )
+    with server.client() as client:
+        with pytest.raises(ChatError, match=r"^the prompt is too long$"):
+            list(client.ask("..."))
+        list(client.ask("Shorter?"))
+    assert len(server.bodies[1]["messages"]) == 1
+
+
+def test_an_error_inside_the_stream_is_the_servers_sentence() -> None:
+    content = b'data: {"error": {"message": "a step failed"}}\n\n'
+    with (
+        Server(lambda: httpx.Response(200, content=content)).client() as client,
+        pytest.raises(ChatError, match=r"^a step failed$"),
+    ):
+        list(client.ask("?"))
+
+
+def test_a_stream_that_breaks_off_is_an_error() -> None:
+    with (
+        Server(lambda: httpx.Response(200, content=events("A", done=False))).client() as client,
+        pytest.raises(ChatError, match="before the answer was complete"),
+    ):
+        list(client.ask("?"))
+
+
+def test_an_error_page_of_something_else_is_its_status() -> None:
+    with (
+        Server(lambda: httpx.Response(502, text="<html>")).client() as client,
+        pytest.raises(ChatError, match="answered 502 Bad Gateway"),
+    ):
+        list(client.ask("?"))
+
+
+def test_a_server_that_is_not_there_is_one_sentence() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("connection refused")
+
+    with (
+        ChatClient(URL, transport=httpx.MockTransport(refuse)) as client,
+        pytest.raises(ChatError, match=f"no answer from {URL}"),
+    ):
+        list(client.ask("?"))
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with (
+        Server().client() as client,
+        pytest.raises(ChatError, match=r"missing\.png cannot be read"),
+    ):
+        list(client.ask("?", [tmp_path / "missing.png"]))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from triton_vlm.cli import app
+
+HEAVY = ("httpx", "numpy", "onnx", "onnxruntime", "transformers", "tritonclient", "fastapi")
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """Exit status and everything that was printed."""
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", ["build", "serve", "chat", "generate"])
+def test_help_lists_every_command(command: str) -> None:
+    assert command in run("--help")[1]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = f"import sys, triton_vlm.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert result.stdout.strip() == "[]"
+
+
+def test_build_passes_its_options_to_the_builder(capsys: pytest.CaptureFixture[str]) -> None:
+    status, output = run("build", "--help")
+    assert status == 0
+    assert "--max-model-len" in output
+    assert run("build", "--nonsense")[0] == 2
+
+
+def test_serve_refuses_a_port_in_use_in_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        status, output = run("serve", "m", "--port", port, "--repository", str(tmp_path))
+    assert status == 1
+    assert output.startswith(f"Error: cannot listen on 127.0.0.1 port {port}")
+    assert output.count("\n") == 1
+
+
+def test_serve_refuses_an_unknown_model_in_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = str(server.getsockname()[1])
+    status, output = run("serve", "unknown", "--port", free, "--repository", str(tmp_path))
+    assert status == 1
+    assert output.startswith("Error: unknown is neither")
+
+
+def test_chat_without_a_server_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    status, output = run("chat", "--url", f"http://127.0.0.1:{free}/v1", "What is this?")
+    assert status == 1
+    assert output.startswith("Error: no answer from http://127.0.0.1")
+    assert output.count("\n") == 1
+
+
+def test_generate_with_a_folder_that_is_no_model_is_one_sentence(tmp_path: Path) -> None:
+    status, output = run("generate", str(tmp_path), "What is this?")
+    assert status == 1
+    assert output.startswith("Error: ")
+    assert "Traceback" not in output

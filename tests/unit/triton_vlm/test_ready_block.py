@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from triton_vlm.ready_block import ready_block
+from triton_vlm.sample_picture import SIZE, sample_picture, sample_picture_uri
+
+
+def test_the_sample_picture_is_a_red_circle_on_white() -> None:
+    picture = Image.open(io.BytesIO(sample_picture())).convert("RGB")
+    assert picture.size == (SIZE, SIZE)
+    assert picture.getpixel((SIZE // 2, SIZE // 2)) == (255, 0, 0)
+    assert picture.getpixel((0, 0)) == picture.getpixel((SIZE - 1, SIZE // 2)) == (255, 255, 255)
+
+
+def test_the_block_holds_commands_that_can_be_copied(tmp_path: Path) -> None:
+    block = ready_block(
+        base_url="http://127.0.0.1:9000/v1",
+        model_id="shapes-vl",
+        triton_metrics_url="http://127.0.0.1:8002/metrics",
+        log_dir=tmp_path,
+        elapsed_s=3.21,
+    )
+    assert "ready after 3.2 s" in block
+    assert "http://127.0.0.1:9000/metrics" in block
+    picture = tmp_path / "circle.png"
+    assert f"--image {picture}" in block
+    encoded = base64.b64encode(picture.read_bytes()).decode()
+    assert sample_picture_uri() == f"data:image/png;base64,{encoded}"
+    curl = next(line for line in block.splitlines() if line.startswith("curl"))
+    body = json.loads(curl.partition("-d '")[2].removesuffix("'"))
+    assert body["model"] == "shapes-vl"
+    python = block[block.index("import base64") :]
+    compile(python, "snippet", "exec")
