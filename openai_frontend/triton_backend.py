@@ -21,8 +21,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from openai_frontend.backend import Delta, ModelInfo, Usage
 from openai_frontend.errors import ServiceUnavailableError
 from openai_frontend.model_directory import ModelDirectory
-from openai_frontend.triton_errors import to_vlm_error
-from python_backend.errors import EngineError
+from openai_frontend.triton_stream import TritonStream
+from python_backend.errors import EngineError, VlmError
 from python_backend.tensor_names import (
     CANCEL,
     DECODER_SUFFIX,
@@ -43,13 +43,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
-# Without it a stream reports errors as text without a code.
-_STREAM_METADATA = (("triton_grpc_error", "true"),)
 _FINAL = "triton_final_response"
 _PROBE_TIMEOUT_S = 2.0
 _CLOSE_TIMEOUT_S = 2.0
-_CANCEL_TIMEOUT_S = 5.0
-_CANCEL_ATTEMPTS = 3
+_CANCEL_TIMEOUT_S = 60.0
 _CANCEL_PAUSE_S = 0.25
 
 
@@ -97,33 +94,23 @@ class TritonBackend:
                 SAMPLING: [json.dumps(sampling).encode()],
             },
         )
-        call = self._stub.ModelStreamInfer(metadata=_STREAM_METADATA)
+        stream = TritonStream(self._stub, request)
+        del request, images
         is_over = False
         self._num_running += 1
         self._is_idle.clear()
         try:
-            await call.write(request)
-            # The images are with Triton now; the answer may take minutes.
-            del request, images
-            await call.done_writing()
-            while (response := await call.read()) is not grpc.aio.EOF:
-                if response.error_message:
-                    is_over = True
-                    raise to_vlm_error(None, response.error_message)
-                is_over = is_final(response.infer_response)
-                delta = delta_of(response.infer_response)
+            async for response in stream:
+                is_over = is_final(response)
+                delta = delta_of(response)
                 if delta is not None:
                     yield delta
-        except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError) as error:
+        except VlmError:
             is_over = True
-            # Writing to a stream that the server has just ended fails in three ways; why the server
-            # ended it is in the status.
-            raise to_vlm_error(await call.code(), await call.details()) from error
+            raise
         finally:
-            # Does nothing to a stream that was read to its end.
-            call.cancel()
             if not is_over:
-                self._cancel_in_decoder(model, request_id)
+                self._cancel_in_decoder(stream, model, request_id)
             self._num_running -= 1
             if not self._num_running:
                 self._is_idle.set()
@@ -153,7 +140,7 @@ class TritonBackend:
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 await self._is_idle.wait()
         if self._cancels:
-            await asyncio.wait(self._cancels, timeout=_CANCEL_TIMEOUT_S)
+            await asyncio.wait(self._cancels, timeout=_CLOSE_TIMEOUT_S)
         if self._channel is not None:
             await self._channel.close()
 
@@ -164,41 +151,28 @@ class TritonBackend:
             self._stub_of_channel = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         return self._stub_of_channel
 
-    def _cancel_in_decoder(self, model: str, request_id: str) -> None:
+    def _cancel_in_decoder(self, stream: TritonStream, model: str, request_id: str) -> None:
         # Its own task: the one that runs now is being cancelled. Kept in a set, because the event
         # loop alone does not keep a task alive.
-        task = asyncio.create_task(self._send_cancel(model + DECODER_SUFFIX, request_id))
+        task = asyncio.create_task(self._end(stream, model + DECODER_SUFFIX, request_id))
         self._cancels.add(task)
         task.add_done_callback(self._cancels.discard)
 
-    async def _send_cancel(self, decoder: str, request_id: str) -> None:
+    async def _end(self, stream: TritonStream, decoder: str, request_id: str) -> None:
         """Free the slot: Triton does not tell a running step that its ensemble was cancelled.
 
-        Tried again while the decoder does not know the id: the request may be on its way to it.
+        Tried again while the stream goes on: the request may still be on its way to the decoder.
         """
         request = infer_request(decoder, "", {CANCEL: [request_id.encode()]})
         try:
             async with asyncio.timeout(_CANCEL_TIMEOUT_S):
-                for _ in range(_CANCEL_ATTEMPTS):
-                    if await self._was_cancelled(request):
+                while True:
+                    async for _ in TritonStream(self._stub, request):
+                        pass
+                    if await stream.abandon(_CANCEL_PAUSE_S):
                         return
-                    await asyncio.sleep(_CANCEL_PAUSE_S)
-        except (grpc.aio.AioRpcError, TimeoutError, EngineError) as error:
+        except (TimeoutError, VlmError) as error:
             _log.warning("request %s could not be cancelled: %r", request_id, error)
-
-    async def _was_cancelled(self, request: service_pb2.ModelInferRequest) -> bool:
-        # The decoder is decoupled, so even one answer needs a stream.
-        call = self._stub.ModelStreamInfer(metadata=_STREAM_METADATA)
-        try:
-            await call.write(request)
-            await call.done_writing()
-            response = await call.read()
-            if response is grpc.aio.EOF:
-                return False
-            details = json.loads(_tensors(response.infer_response).get(DETAILS, b"{}"))
-            return bool(details.get("cancelled"))
-        finally:
-            call.cancel()
 
 
 def infer_request(

@@ -16,6 +16,8 @@ from python_backend.errors import (
 )
 
 _log = logging.getLogger(__name__)
+# What Triton says of a model that does not take requests, in a stream's text.
+_NOT_READY = ("unknown model", "is not ready", "is unloading", "is not available")
 # NOT_FOUND: the model was listed a moment ago, so it is being reloaded or has just failed.
 _NOT_AVAILABLE = (
     grpc.StatusCode.UNAVAILABLE,
@@ -42,6 +44,6 @@ def to_vlm_error(code: grpc.StatusCode | None, text: str | None) -> VlmError:
     _log.warning("Triton answered %s: %s", code, text)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return InvalidRequestError("The model server refused the request as invalid.")
-    if code in _NOT_AVAILABLE:
+    if code in _NOT_AVAILABLE or any(words in text for words in _NOT_READY):
         return ServiceUnavailableError()
     return EngineError(f"Triton answered {code}: {text}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from python_backend.errors import InvalidRequestError
+from python_backend.errors import BundleError, InvalidRequestError
 
 Message = Mapping[str, Any]
 
@@ -46,6 +46,9 @@ class ChatTemplate:
     Args:
         processor_dir: folder with the tokenizer's files.
         placeholder_id: the token that stands for an image.
+
+    Raises:
+        BundleError: the tokenizer has no such token.
     """
 
     def __init__(self, processor_dir: Path, placeholder_id: int) -> None:
@@ -53,6 +56,11 @@ class ChatTemplate:
         self._plain = self._tokenizer.backend_tokenizer
         added = self._plain.get_added_tokens_decoder()
         self._special_ids = {token.content: i for i, token in added.items() if token.special}
+        if placeholder_id not in added:
+            raise BundleError(
+                f"the tokenizer has no token {placeholder_id}, which config.json says stands for an "
+                "image: download the checkpoint again"
+            )
         self._placeholder = added[placeholder_id].content
         self._placeholder_id = placeholder_id
         # Longest first, so that no token hides another that it begins.

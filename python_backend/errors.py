@@ -97,6 +97,8 @@ _WIRE_CLASSES: dict[str, type[VlmError]] = {
         EngineError,
     )
 }
+_NOISE = re.compile(r"^(\[request id: [^\]]*\] )?(in ensemble '[^']*', )?")
+"""What Triton puts before the text of a step's error."""
 _WIRE = re.compile(r"(?s)(.*?) \[error=(\w+) code=([^\s\]]*) param=(.*)\]")
 
 
@@ -110,6 +112,5 @@ def from_wire(text: str) -> VlmError | None:
     match = _WIRE.search(text)
     if match is None or match[2] not in _WIRE_CLASSES:
         return None
-    # An ensemble prefixes its step's message with "in ensemble 'x', ": noise to the caller.
-    message = re.sub(r"^in ensemble '[^']*', ", "", match[1])
+    message = _NOISE.sub("", match[1])
     return _WIRE_CLASSES[match[2]](message, code=match[3], param=match[4] or None)

@@ -34,9 +34,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack(
-    repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServingStack]:
+def stack(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingStack]:
     """The real Triton and the proxy; private addresses are allowed so that `pictures` can be fetched."""
     log_dir = tmp_path_factory.mktemp("logs")
     proxy = ["--allow-private-media"]

@@ -32,7 +32,12 @@ TRUNCATED = base64.b64encode(png(640, 480)[:200]).decode()
 IMAGE_PATH = "messages[0].content[1]"
 
 CASES = {
-    "not an image": (ask(image_part(b"this is no picture")), 400, "invalid_image_format", IMAGE_PATH),
+    "not an image": (
+        ask(image_part(b"this is no picture")),
+        400,
+        "invalid_image_format",
+        IMAGE_PATH,
+    ),
     "truncated image": (
         ask(url_part("data:image/png;base64," + TRUNCATED)),
         400,
@@ -132,7 +137,10 @@ def test_private_address_is_refused_by_default(stack: ServingStack, repository) 
     from triton_vlm.proxy import OpenAIProxy
 
     (port,) = free_ports(1)
-    with OpenAIProxy(stack.triton.grpc_address, host="127.0.0.1", port=port) as proxy:
+    proxy = OpenAIProxy(stack.triton.grpc_address, host="127.0.0.1", port=port)
+    proxy.start()
+    try:
+        proxy.wait_ready()
         for host in ("127.0.0.1", "169.254.169.254", "[::1]", "10.0.0.1", "localhost"):
             response = httpx.post(
                 proxy.url + "/v1/chat/completions",
@@ -141,6 +149,8 @@ def test_private_address_is_refused_by_default(stack: ServingStack, repository) 
             )
             assert response.status_code == 400
             assert response.json()["error"]["code"] == "invalid_image_url"
+    finally:
+        proxy.stop()
 
 
 def test_other_streams_are_not_disturbed(stack: ServingStack, client: openai.OpenAI) -> None:
