@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -145,19 +146,23 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(num_header))
         except ValueError:
             raise problem from None
+    if not isinstance(header, dict):
+        raise problem
+    header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        if 8 + num_header + end > size:
-            raise problem
-        if entry["dtype"] not in _DTYPES:
+        try:
+            dtype, shape = entry["dtype"], tuple(map(int, entry["shape"]))
+            begin, end = map(int, entry["data_offsets"])
+        except (KeyError, TypeError, ValueError):
+            raise problem from None
+        if dtype not in _DTYPES:
             raise BundleError(
-                f"tensor {name} in {path} has dtype {entry['dtype']}; this project reads "
+                f"tensor {name} in {path} has dtype {dtype}; this project reads "
                 f"{', '.join(_DTYPES)} (no quantized checkpoints)"
             )
-        tensors[name] = StoredTensor(
-            path, 8 + num_header + begin, end - begin, entry["dtype"], tuple(entry["shape"])
-        )
+        num_bytes = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+        if begin < 0 or end - begin != num_bytes or 8 + num_header + end > size:
+            raise problem
+        tensors[name] = StoredTensor(path, 8 + num_header + begin, num_bytes, dtype, shape)
     return tensors

@@ -1,8 +1,8 @@
 """The decoder graph: prompt and generated tokens to logits, over an external KV cache.
 
-The contract (B rows, S new tokens per row, I image-embedding rows, H hidden, K kv heads, C capacity,
-D head size, V vocabulary, L logits per row) is the table in docs/architecture.md; `decoder_spec`
-declares it, `build_decoder` fulfils it for every family of the common kind.
+The contract (B rows, S new tokens per row, I image-embedding rows, H hidden, K kv heads, C
+capacity, D head size, V vocabulary, L logits per row) is the table in docs/architecture.md;
+`decoder_spec` declares it, `build_decoder` fulfils it for every family of the common kind.
 """
 
 from __future__ import annotations

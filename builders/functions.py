@@ -1,8 +1,8 @@
 """TensorRT's native operators, with a body of standard operators for every other runtime.
 
-The graph calls `trt::TRT_Attention` and `trt::TRT_KVCacheUpdate`. TensorRT's parser imports the names
-natively and never looks at the bodies; ONNX Runtime inlines the bodies. So one file serves both, and
-the meaning that TensorRT gives the names is what the tests check on a CPU.
+The graph calls `trt::TRT_Attention` and `trt::TRT_KVCacheUpdate`. TensorRT's parser imports the
+names natively and never looks at the bodies; ONNX Runtime inlines the bodies. So one file serves
+both, and the meaning that TensorRT gives the names is what the tests check on a CPU.
 """
 
 from __future__ import annotations

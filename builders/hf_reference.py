@@ -28,9 +28,11 @@ def huggingface_cases(
 
     Args:
         folder: the checkpoint.
-        preprocessor: makes the model's inputs; that it equals the Hugging Face processor is shown by
+        preprocessor: makes the model's inputs; that it equals the Hugging Face processor is shown
+        by
             the tests of its family.
-        weight_bits: round the decoder's weights as the builder does, so that what is compared is the
+        weight_bits: round the decoder's weights as the builder does, so that what is compared is
+        the
             graph and not the loss of precision that was asked for.
     """
     model: Any = AutoModelForImageTextToText.from_pretrained(

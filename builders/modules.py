@@ -3,7 +3,8 @@
 A module holds no numbers. Its `Weight`s say which checkpoint tensor they come from and how it is
 laid out; `fill_weights` attaches lazy tensors that are read when the file is written.
 
-Dimension letters: B rows, S tokens, N query heads, K key-value heads, D head size, C cache capacity.
+Dimension letters: B rows, S tokens, N query heads, K key-value heads, D head size, C cache
+capacity.
 """
 
 from __future__ import annotations
@@ -132,8 +133,8 @@ class Dense:
 class Linear(nn.Module):
     """`x @ weight.T + bias` with the checkpoint's `weight` [out, in] and `bias` [out].
 
-    Written weights are stored transposed, [in, out], which is what MatMul reads; linked ones stay as
-    they are and get a Transpose; quantized ones are [in, out] integers with a scale per block of
+    Written weights are stored transposed, [in, out], which is what MatMul reads; linked ones stay
+    as they are and get a Transpose; quantized ones are [in, out] integers with a scale per block of
     `BLOCK_SIZE` input features.
     """
 

@@ -1,7 +1,7 @@
 """The build: checkpoint -> graphs -> configs -> verified -> moved into the model repository.
 
-Everything is made in a staging folder beside the repository's models and moved into place at the end,
-so that a build that fails leaves what was there before.
+Everything is made in a staging folder beside the repository's models and moved into place at the
+end, so that a build that fails leaves what was there before.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from builders.verify import (
 from python_backend import tensor_names as names
 from python_backend.errors import BundleError
 from python_backend.families import load_family
+from python_backend.families.base import ModelFamily
 from python_backend.manifest import (
     FILE_NAME,
     PROCESSOR_DIR,
@@ -181,7 +182,7 @@ def _build_into(
         source={"model": options.model, **writer.keys},
         versions=_versions(),
     )
-    family = load_family(manifest.config, processor_dir)
+    family = _load_family(manifest, processor_dir, source.checkpoint.folder)
     write_repository(staging, manifest, family.encoder_tensors)
     return manifest
 
@@ -245,6 +246,18 @@ def _copy_processor(checkpoint: Path, target: Path) -> None:
             shutil.copyfile(checkpoint / name, target / name)
     if not (target / "tokenizer.json").exists():
         raise BundleError(f"{checkpoint} has no fast tokenizer (tokenizer.json)")
+
+
+def _load_family(manifest: Manifest, processor_dir: Path, checkpoint: Path) -> ModelFamily:
+    """The family as the stages will load it: its files must be whole."""
+    try:
+        return load_family(manifest.config, processor_dir)
+    except BundleError:
+        raise
+    except Exception as error:
+        raise BundleError(
+            f"the tokenizer or the image processor in {checkpoint} cannot be used: {error}"
+        ) from error
 
 
 def _verify(

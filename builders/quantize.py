@@ -19,8 +19,8 @@ def block_quantize(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarra
         bits: 4 or 8.
 
     Returns:
-        Integers int4 or int8 [rows, features] and scales float32 [rows, ceil(features / BLOCK_SIZE)];
-        `integers * scales` approximates `weight`.
+        Integers int4 or int8 [rows, features] and scales float32 [rows, ceil(features /
+        BLOCK_SIZE)]; `integers * scales` approximates `weight`.
 
     Source: the rounding of `quantize_row_q4_0_ref` in ggml-quants.c, with `bits` for its 4.
     """
@@ -32,6 +32,8 @@ def block_quantize(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarra
     blocks = blocks.reshape(num_rows, num_blocks, BLOCK_SIZE)
     peaks = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)
     scales = peaks / lowest
+    # A block of denormal numbers is zero: the inverse of its scale would overflow.
+    scales[np.abs(scales) < np.finfo(np.float32).tiny] = 0
     inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
     integers = np.clip(np.rint(blocks * inverse), lowest, -lowest - 1)
     integers = integers.reshape(num_rows, -1)[:, :num_features]

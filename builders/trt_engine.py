@@ -1,6 +1,7 @@
 """ONNX graphs to TensorRT engines, with `tensorrt` or `tensorrt_rtx`: both have the same Python API.
 
-TensorRT-RTX builds for a GPU that the machine does not have; plain TensorRT builds for the one it has.
+TensorRT-RTX builds for a GPU that the machine does not have; plain TensorRT builds for the one it
+has.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ Profile = Mapping[str, tuple[int, int, int]]
 
 _MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 _UNUSED = "Unused Input"
-"""What the parser says when it drops an input that it does not understand: the engine would be wrong
-without a word (the lengths of ONNX's own Attention go this way)."""
+"""What the parser says when it drops an input that it does not understand: the engine would be
+wrong without a word (the lengths of ONNX's own Attention go this way)."""
 
 
 def load_tensorrt() -> ModuleType:

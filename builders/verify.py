@@ -1,8 +1,8 @@
 """Verification: the built model against a reference, before anything is served.
 
-A case is a conversation with what the reference made of it. The cases come from Hugging Face, run here
-in eager fp32 (`builders.hf_reference`), or from a recording that lies beside a checkpoint, so that the
-default model is verified on machines without torch.
+A case is a conversation with what the reference made of it. The cases come from Hugging Face, run
+here in eager fp32 (`builders.hf_reference`), or from a recording that lies beside a checkpoint, so
+that the default model is verified on machines without torch.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ FP32_TOLERANCE = 1e-4
 Only the order of additions differs; measured 1e-6."""
 
 ROUNDED_TOLERANCE = 0.1
-"""The same for a decoder with int8 or int4 weights against a reference with the same rounded weights.
+"""The same for a decoder with int8 or int4 weights against a reference with the same rounded
+weights.
 
-ONNX Runtime rounds the activations to 8 bits as well; measured 0.045 on random weights, the worst case."""
+ONNX Runtime rounds the activations to 8 bits as well; measured 0.045 on random weights, the worst
+case."""
 
 UNROUNDED_TOLERANCE = {"fp32": FP32_TOLERANCE, "int8": ROUNDED_TOLERANCE, "int4": 0.6}
-"""The same against the weights as they were, by precision: measured 0.07 for 8 bits and 0.4 for 4 bits of
-the default model. A graph that is wrong is above 1."""
+"""The same against the weights as they were, by precision: measured 0.07 for 8 bits and 0.4 for 4
+bits of the default model. A graph that is wrong is above 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

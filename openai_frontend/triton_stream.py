@@ -1,10 +1,12 @@
 """One request's gRPC stream to Triton, which is always read to its end.
 
-A stream is never cancelled. Triton 2.51 crashes when the cancellation of a stream meets its answer, and
-also when it ends a stream with an error status (reported as triton-inference-server/server#7368 and
-#8034; seen here: signal 11 within a few hundred refused requests). So errors are taken as text in the
-stream, not as its status, and a request whose client has left is ended by a side request to the decoder
-while this task reads what still comes.
+A stream is never cancelled. Triton 2.51 crashes when the cancellation of a stream meets its answer,
+and also when it ends a stream with an error status (reported as triton-inference-server/server#7368
+and
+# 8034; seen here: signal 11 within a few hundred refused requests). So errors are taken as text in
+# the
+stream, not as its status, and a request whose client has left is ended by a side request to the
+decoder while this task reads what still comes.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ from tritonclient.grpc import service_pb2
 from openai_frontend.triton_errors import to_vlm_error
 from python_backend.errors import VlmError
 
-_Item = service_pb2.ModelInferResponse | VlmError | None
+_Item = Any
+"""A `ModelInferResponse`, a `VlmError`, or None at the end."""
 
 
 class TritonStream:
     """Sends one request and iterates over its responses.
 
-    The stream belongs to a task of its own, because grpc.aio cancels a call when the task that waits
-    for it is cancelled.
+    The stream belongs to a task of its own, because grpc.aio cancels a call when the task that
+    waits for it is cancelled.
     """
 
     def __init__(self, stub: Any, request: service_pb2.ModelInferRequest) -> None:

@@ -1,8 +1,8 @@
 """The checkpoint's own chat template and tokenizer: a conversation to token ids, nothing interpreted.
 
 What a user types is text and stays text: a control token inside it is tokenized like any other
-characters, and an image placeholder inside it is refused, because placeholders stand for images only
-(CVE-2026-44222: one in a text without an image killed a peer's worker).
+characters, and an image placeholder inside it is refused, because placeholders stand for images
+only (CVE-2026-44222: one in a text without an image killed a peer's worker).
 """
 
 from __future__ import annotations

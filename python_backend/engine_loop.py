@@ -1,9 +1,9 @@
 """`EngineLoop`: the one thread that owns an engine, and the one that sends its answers.
 
-Other threads only put messages into queues, so nothing is shared and nothing is locked. Answers leave
-through a second thread, because sending costs as much as a token of a small model (measured: 0.4 ms
-per Triton response; sent from the engine thread it doubled the time per token of 64 streams). When
-that thread falls behind, the tokens of a choice that wait are sent as one.
+Other threads only put messages into queues, so nothing is shared and nothing is locked. Answers
+leave through a second thread, because sending costs as much as a token of a small model (measured:
+0.4 ms per Triton response; sent from the engine thread it doubled the time per token of 64
+streams). When that thread falls behind, the tokens of a choice that wait are sent as one.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Dimension letters: R rows (slots), K key-value heads, C capacity in tokens, D head size.
 
     row 0   | prompt and output of one request ......|  free  |
-    row 1   | ...                                              running requests are kept in rows 0..n-1,
-    ...                                                        so a decode step binds one prefix view
+    row 1   | ...                                              running requests are kept in rows
+    0..n-1, ...                                                        so a decode step binds one
+    prefix view
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from python_backend.spec import GraphSpec
 
 @dataclass(frozen=True, eq=False)
 class CacheView:
-    """Rows `start` to `stop` of every array: contiguous, so that a runtime binds them without a copy.
+    """Rows `start` to `stop` of every array: contiguous, so that a runtime binds them without a
+    copy.
 
     Attributes:
         tensors: graph input name to its view [stop - start, K, C, D].

@@ -75,7 +75,8 @@ class Manifest:
     verification: Mapping[str, Any] = field(default_factory=dict)
 
     def read_sampling(self, given: object) -> SamplingParams:
-        """The sampling parameters of a request; what it leaves open comes from the model's defaults.
+        """The sampling parameters of a request; what it leaves open comes from the model's
+        defaults.
 
         Raises:
             InvalidRequestError: a parameter is unknown, of the wrong type or out of range.

@@ -1,8 +1,9 @@
 """In-flight batching (also called continuous batching): which tokens are computed in each step.
 
-Pure bookkeeping over integers: no tensor, thread, clock or I/O. Each step is either one chunk of one
-prompt ("prefill") or one token of every running choice ("decode"); the two alternate while both have
-work, so a long prompt cannot stall the streams that run and the streams cannot starve a prompt.
+Pure bookkeeping over integers: no tensor, thread, clock or I/O. Each step is either one chunk of
+one prompt ("prefill") or one token of every running choice ("decode"); the two alternate while both
+have work, so a long prompt cannot stall the streams that run and the streams cannot starve a
+prompt.
 
 A running choice holds one slot, a row of the KV cache. Slots are kept compact:
 

@@ -1,4 +1,5 @@
-"""Every tensor that crosses a Triton boundary: one name each, used by config.pbtxt, stages and proxy.
+"""Every tensor that crosses a Triton boundary: one name each, used by config.pbtxt, stages and
+proxy.
 
 The way of a request through the ensemble (shapes without a batch axis; Triton batching is off):
 
@@ -16,8 +17,8 @@ from typing import Final
 PROMPT: Final = "prompt"
 """BYTES [1]: JSON, `{"messages": [...]}`, `{"prompt": "..."}` or `{"prompt_token_ids": [...]}`.
 
-Content parts are `{"type": "text", "text": ...}` and `{"type": "image"}`; the i-th image part of the
-conversation is `images[i]`."""
+Content parts are `{"type": "text", "text": ...}` and `{"type": "image"}`; the i-th image part of
+the conversation is `images[i]`."""
 IMAGES: Final = "images"
 """BYTES [num_images]: encoded files (PNG, JPEG, WEBP, GIF), in prompt order; may be empty."""
 SAMPLING: Final = "sampling"
@@ -44,14 +45,14 @@ DETAILS: Final = "details"
 """BYTES [1]: JSON about this response, see `DETAILS_KEYS`."""
 DETAILS_KEYS: Final = ("index", "token_ids", "logprobs", "finish_reason", "matched_stop", "usage")
 """`index`: which of the n choices. `token_ids`: tokens covered by this response. `logprobs`: one
-`{"token", "bytes", "logprob", "top_logprobs"}` per token, only when asked for. On the last response of
-a choice: `finish_reason` (stop, length), `matched_stop` (token id, string or null) and `usage`
+`{"token", "bytes", "logprob", "top_logprobs"}` per token, only when asked for. On the last response
+of a choice: `finish_reason` (stop, length), `matched_stop` (token id, string or null) and `usage`
 (`prompt_tokens`, `completion_tokens` of this choice, `image_tokens`, `cached_tokens`)."""
 
 # Side requests to the decoder.
 CANCEL: Final = "cancel"
-"""BYTES [1]: id of the request to abort; the only input of such a request. It answers at once with an
-empty `text` and `details` `{"cancelled": true|false}`."""
+"""BYTES [1]: id of the request to abort; the only input of such a request. It answers at once with
+an empty `text` and `details` `{"cancelled": true|false}`."""
 
 PREPROCESS_SUFFIX: Final = "-preprocess"
 ENCODER_SUFFIX: Final = "-encoder"

@@ -76,7 +76,8 @@ class VLM:
         """Answer every conversation, many at a time.
 
         Args:
-            conversations: lists of messages; content is a string or parts `{"type": "text", "text"}`,
+            conversations: lists of messages; content is a string or parts `{"type": "text",
+            "text"}`,
                 `{"type": "image", "image": path, bytes or data: URI}` and, as in the OpenAI API,
                 `{"type": "image_url", "image_url": {"url": data: URI}}`.
             sampling: for all of them; None takes what the model's generation config says.

@@ -5,7 +5,8 @@ stay in their own order, and every attention layer gathers them into equal group
 small attentions, and gathers back. A group is a window in most layers and a whole image in the
 `fullatt_block_indexes`; nothing in the graph depends on data.
 
-Dimension letters: N patches, P numbers per patch, G groups, L slots per group, H hidden, D head size.
+Dimension letters: N patches, P numbers per patch, G groups, L slots per group, H hidden, D head
+size.
 """
 
 from __future__ import annotations
@@ -230,7 +231,7 @@ class _Visual(nn.Module):
         self.merger = _Merger(config, precision)
 
     def _rope(self, op: Op, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """cos and sin [N, D/2]: the row's angles, then the column's.
+        """Angles as cos and sin [N, D/2]: the row's angles, then the column's.
 
         Source: `Qwen2_5_VisionRotaryEmbedding` in transformers 5.23.
         """

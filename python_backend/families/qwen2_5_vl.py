@@ -152,8 +152,8 @@ def plan_groups(group_ids: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.n
         num_slots: L, at least the size of the largest group.
 
     Returns:
-        slots int64 [G, L], the patch in each slot, -1 where empty; place int64 [N], the inverse into
-        the flattened slots.
+        slots int64 [G, L], the patch in each slot, -1 where empty; place int64 [N], the inverse
+        into the flattened slots.
     """
     order = np.argsort(group_ids, kind="stable")
     groups = group_ids[order]

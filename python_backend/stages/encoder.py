@@ -18,9 +18,9 @@ from python_backend.vision_encoder import EncoderImage
 class EncoderModel:
     """A `TritonPythonModel` behind Triton's dynamic batcher.
 
-    While one call runs, the next requests wait; Triton hands them over together. (A thread of our own
-    with decoupled responses was tried: Triton refuses an ensemble whose decoder receives one input
-    from a decoupled step and another from elsewhere.)
+    While one call runs, the next requests wait; Triton hands them over together. (A thread of our
+    own with decoupled responses was tried: Triton refuses an ensemble whose decoder receives one
+    input from a decoupled step and another from elsewhere.)
     """
 
     def initialize(self, args: Mapping[str, str]) -> None:
