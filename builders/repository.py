@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -207,6 +208,7 @@ def _step(model: str, inputs: Iterable[str], outputs: Iterable[str]) -> str:
 
 def _parameters(parameters: Mapping[str, str]) -> str:
     return "".join(
-        f'parameters {{ key: "{key}", value {{ string_value: "{value}" }} }}\n'
+        # JSON's string escapes are the text format's.
+        f'parameters {{ key: "{key}", value {{ string_value: {json.dumps(value)} }} }}\n'
         for key, value in parameters.items()
     )

@@ -48,14 +48,14 @@ def client(stack: ServingStack) -> Iterator[openai.OpenAI]:
         yield openai_client
 
 
-class _QuietHandler(SimpleHTTPRequestHandler):
+class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
 @pytest.fixture(scope="session")
 def pictures() -> Iterator[str]:
     """URL of a web server on loopback that has the example pictures."""
-    handler = partial(_QuietHandler, directory=str(EXAMPLES))
+    handler = partial(QuietHandler, directory=str(EXAMPLES))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
