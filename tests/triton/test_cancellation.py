@@ -2,8 +2,10 @@
 
 import json
 import queue
+import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 import openai
@@ -24,9 +26,13 @@ WAIT_S = 60
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingStack]:
-    """A stack with a single row: whoever holds it keeps everybody else waiting."""
+    """A stack with a single row, where one request may wait: whoever holds the row stops the rest."""
     folder = tmp_path_factory.mktemp("narrow")
     build(BuildOptions(model=str(CHECKPOINT), output=folder, max_seqs=1), SilentReport())
+    config = folder / (MODEL + names.DECODER_SUFFIX) / "config.pbtxt"
+    text = config.read_text()
+    narrow = 'key: "max_waiting", value { string_value: "1" }'
+    config.write_text(re.sub(r'key: "max_waiting", value \{ string_value: "\d+" \}', narrow, text))
     with ServingStack(folder, MODEL) as serving:
         yield serving
 
@@ -139,7 +145,7 @@ def test_streams_cancelled_while_they_wait_leave_the_server_whole(
 ) -> None:
     """CVE-2025-23322: cancelling a request that was still queued crashed tritonserver."""
     for _ in range(20):
-        with pytest.raises(openai.APITimeoutError):
+        with pytest.raises((openai.APITimeoutError, openai.RateLimitError)):
             client.chat.completions.create(
                 model=MODEL,
                 messages=MESSAGES,
@@ -149,3 +155,32 @@ def test_streams_cancelled_while_they_wait_leave_the_server_whole(
             )
     stack.check()
     assert seconds(client, max_tokens=1) > 0
+
+
+def test_full_queue_answers_429_with_retry_after(client: openai.OpenAI) -> None:
+    """One stream holds the row, one request may wait: the others are told to come back."""
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=MESSAGES,
+        stream=True,
+        max_tokens=NUM_TOKENS,
+        extra_body={"ignore_eos": True},
+    )
+    next(iter(stream))
+
+    def ask(_: int) -> openai.RateLimitError | str:
+        try:
+            client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=1)
+        except openai.RateLimitError as error:
+            return error
+        return "answered"
+
+    with ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(ask, i) for i in range(4)]
+        refused = next(future.result() for future in as_completed(pending))
+        stream.close()
+        outcomes = [future.result() for future in pending]
+    assert isinstance(refused, openai.RateLimitError)
+    assert refused.code == "rate_limit_exceeded"
+    assert int(refused.response.headers["retry-after"]) >= 1
+    assert "answered" in outcomes
