@@ -1,0 +1,103 @@
+# Every task of the project. `make` alone lists them; CONTRIBUTING.md says when to use which.
+
+# What `make serve` serves and where: make serve PORT=9100 MODEL=/path/or/hugging-face-id
+PORT ?= 9000
+MODEL ?=
+# More options of `triton-vlm serve`, such as --host 0.0.0.0.
+SERVE_OPTIONS ?=
+# More options of pytest, such as -k scheduler, and of the benchmark.
+PYTEST_OPTIONS ?=
+BENCH_OPTIONS ?=
+# The Python to make environments with; default: the first suitable one that is installed.
+PYTHON ?=
+
+SERVE_ENV := .venv
+TEST_ENV := .venv-test
+# Where tests run. On a GPU machine or in NVIDIA's container: make test-gpu TEST_PYTHON=python3
+TEST_PYTHON ?= $(TEST_ENV)/bin/python
+PACKAGES := builders python_backend openai_frontend triton_vlm
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-unit test-triton test-gpu check fix bench clean test-env
+
+help: ## List the tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(SERVE_ENV)/installed ## Create .venv with everything that serving needs
+
+# Packages are installed without their compiled files, 150 MB of which nobody uses: the first start
+# writes the others, and the second one is quick.
+serve: export PYTHONDONTWRITEBYTECODE =
+serve: $(SERVE_ENV)/installed ## Build the default model (or MODEL=...) and serve it on PORT=9000
+	@exec $(SERVE_ENV)/bin/triton-vlm serve --port "$(PORT)" $(SERVE_OPTIONS) $(if $(MODEL),"$(MODEL)")
+
+test: test-env ## Run the whole test suite
+	$(TEST_PYTHON) -m pytest $(PYTEST_OPTIONS)
+
+test-unit: test-env ## Run the unit tests only
+	$(TEST_PYTHON) -m pytest tests/unit $(PYTEST_OPTIONS)
+
+test-triton: test-env ## Run the tests that start the real Triton
+	$(TEST_PYTHON) -m pytest tests/triton $(PYTEST_OPTIONS)
+
+test-gpu: test-env ## Run the tests that need an NVIDIA GPU
+	@nvidia-smi -L 2>/dev/null | grep -q GPU || \
+		{ echo "make test-gpu needs an NVIDIA GPU and nvidia-smi finds none" >&2; exit 1; }
+	$(TEST_PYTHON) -m pytest tests/gpu $(PYTEST_OPTIONS)
+
+check: test-env ## Check format, lint and types and run the unit tests
+	$(TEST_PYTHON) -m ruff format --check .
+	$(TEST_PYTHON) -m ruff check .
+	$(TEST_PYTHON) -m mypy $(PACKAGES)
+	$(TEST_PYTHON) -m pytest tests/unit $(PYTEST_OPTIONS)
+
+fix: test-env ## Format the code and fix what ruff can fix
+	$(TEST_PYTHON) -m ruff format .
+	$(TEST_PYTHON) -m ruff check --fix .
+
+bench: test-env ## Measure tokens per second and latencies; BENCH_OPTIONS=--quick tries it out
+	@$(TEST_PYTHON) $(PIP_INSTALL) --requirement benchmarks/requirements.txt
+	$(TEST_PYTHON) -m benchmarks.run $(BENCH_OPTIONS)
+
+clean: ## Remove the environments and caches; built models stay
+	rm -rf $(SERVE_ENV) $(TEST_ENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find $(PACKAGES) tests default_model examples benchmarks model_repository \
+		-name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment is as old as its `installed` file, so that pip runs only when pyproject.toml changed.
+$(SERVE_ENV)/installed: pyproject.toml
+	@$(call create_environment,$(SERVE_ENV))
+	@echo "Installing into $(SERVE_ENV): about 600 MB, once"
+	@$(SERVE_ENV)/bin/python $(PIP_INSTALL) --editable '.[triton]'
+	@touch $@
+
+# Dependency groups need a newer pip than Python brings. torch is pinned in pyproject.toml.
+$(TEST_ENV)/installed: pyproject.toml
+	@$(call create_environment,$(TEST_ENV))
+	@echo "Installing into $(TEST_ENV): PyTorch included, about 2 GB, once"
+	@$(TEST_ENV)/bin/python $(PIP_INSTALL) 'pip>=25.1'
+	@$(TEST_ENV)/bin/python $(PIP_INSTALL) --editable '.[triton,verify,tensorrt-rtx]' --group dev
+	@touch $@
+
+# Another TEST_PYTHON brings its own packages.
+ifeq ($(TEST_PYTHON),$(TEST_ENV)/bin/python)
+test-env: $(TEST_ENV)/installed
+else
+test-env:
+endif
+
+# Make environment $(1), if it is not there, with the first Python that can run the project.
+define create_environment
+test -x $(1)/bin/python && exit 0; \
+reasons=; chosen=; \
+for python in $(or $(PYTHON),python3.11 python3.12 python3); do \
+	command -v "$$python" >/dev/null || continue; \
+	if reason=$$("$$python" triton_vlm/host_check.py 2>&1); then chosen=$$python; break; fi; \
+	reasons="$$reasons$$reason\n"; \
+done; \
+if test -z "$$chosen"; then \
+	printf "%b" "$${reasons:-Python 3.11 or 3.12 is needed and none was found: install one\\n}" >&2; exit 1; \
+fi; \
+"$$chosen" -m venv $(1)
+endef

@@ -1,0 +1,181 @@
+"""The command line `triton-vlm`.
+
+Every command imports what it needs when it runs: `triton-vlm --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="triton-vlm",
+    help="Vision-language models on Triton, behind the OpenAI API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_IMAGE_HELP = "A picture the question is about; may be given more than once."
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", metavar="PATH", exists=True, dir_okay=False, help=_IMAGE_HELP),
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+    options_metavar="--model MODEL [OPTIONS]",
+)
+def build(context: typer.Context) -> None:
+    """Build a checkpoint into a model that `serve` can serve; `build --help` lists the options."""
+    from builders.command import main as build_main
+
+    raise typer.Exit(build_main(context.args))
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A built model's name, a checkpoint folder or a Hugging Face id; the last two are "
+            "built first. Default: the small model that comes with the project.",
+            show_default=False,
+        ),
+    ] = None,
+    repository: Annotated[Path, typer.Option(metavar="DIR", help="Folder of built models.")] = Path(
+        "model_repository"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the OpenAI API.")] = 9000,
+    host: Annotated[
+        str, typer.Option(help="Address the OpenAI API listens on; 0.0.0.0 opens it to others.")
+    ] = "127.0.0.1",
+    triton_grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Triton's gRPC port on 127.0.0.1. Default: a free one."
+        ),
+    ] = None,
+    triton_metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Triton's metrics port on 127.0.0.1. Default: a free one."
+        ),
+    ] = None,
+    tritonserver: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The tritonserver to use. Default: the one in PATH, else the packaged one.",
+        ),
+    ] = None,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for the logs. Default: ~/.cache/triton-vlm/serve-PORT."
+        ),
+    ] = None,
+) -> None:
+    """Serve a model at http://HOST:PORT/v1 until ctrl-C.
+
+    Limits of the API are set with environment variables: python -m openai_frontend --help.
+    """
+    from triton_vlm.serve import ServeOptions
+    from triton_vlm.serve import serve as run
+
+    options = ServeOptions(
+        model=model,
+        repository=repository,
+        host=host,
+        port=port,
+        triton_grpc_port=triton_grpc_port,
+        triton_metrics_port=triton_metrics_port,
+        tritonserver=tritonserver,
+        log_dir=log_dir,
+    )
+    raise typer.Exit(run(options))
+
+
+@app.command()
+def chat(
+    question: Annotated[
+        str | None, typer.Argument(help="What to ask. Without it: a conversation.")
+    ] = None,
+    image: Images = None,
+    url: Annotated[
+        str, typer.Option(help="Address of the OpenAI API.")
+    ] = "http://127.0.0.1:9000/v1",
+    model: Annotated[
+        str | None, typer.Option(help="Id of the model. Default: the first one served.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, max=2.0, help="0 always answers the same.")
+    ] = None,
+) -> None:
+    """Ask a served model; the answer is shown as it comes."""
+    from triton_vlm.chat import ChatClient, ChatError
+    from triton_vlm.conversation import converse, show_answer
+
+    with ChatClient(url, model=model, max_tokens=max_tokens, temperature=temperature) as client:
+        try:
+            if question is None:
+                converse(client, image or [])
+            else:
+                show_answer(client.ask(question, image or []))
+        except ChatError as exc:
+            _fail(str(exc))
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+@app.command()
+def generate(
+    model_folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Folder of a built model.")
+    ],
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    image: Images = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, max=2.0, help="0 always answers the same.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Repeats an answer given at a temperature above 0.")
+    ] = None,
+    allow_unverified: Annotated[
+        bool, typer.Option("--allow-unverified", help="Accept a model built with --skip-verify.")
+    ] = False,
+) -> None:
+    """Ask a built model in this process, without a server."""
+    from python_backend.errors import VlmError
+    from triton_vlm.generate import generate as run
+
+    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    try:
+        run(
+            model_folder,
+            prompt,
+            image or [],
+            {name: value for name, value in options.items() if value is not None},
+            allow_unverified=allow_unverified,
+        )
+    except (VlmError, OSError) as exc:
+        _fail(str(exc))
+
+
+def _fail(sentence: str) -> NoReturn:
+    typer.echo(f"Error: {sentence}", err=True)
+    raise typer.Exit(1)
