@@ -251,7 +251,9 @@ def _copy_processor(checkpoint: Path, target: Path) -> None:
 def _load_family(manifest: Manifest, processor_dir: Path, checkpoint: Path) -> ModelFamily:
     """The family as the stages will load it: its files must be whole."""
     try:
-        return load_family(manifest.config, processor_dir)
+        family = load_family(manifest.config, processor_dir)
+        family.load_processors()
+        return family
     except BundleError:
         raise
     except Exception as error:

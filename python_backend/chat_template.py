@@ -7,6 +7,7 @@ only (CVE-2026-44222: one in a text without an image killed a peer's worker).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from python_backend.errors import BundleError, InvalidRequestError
 
 Message = Mapping[str, Any]
 
-_STAND_IN_BASE = 0xF0000
-"""Private-use characters that stand in for typed control tokens while the template is rendered."""
+_PRIVATE_USE = range(0xF0000, 0xFFFFE)
+"""Characters that stand in, while the template is rendered, for what a user typed."""
+_NUM_SHOWN_CHARS = 2
+"""Characters of a control token by which its beginning is recognized in a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,8 @@ class Conversation:
     """What the prompt is made of: exactly one of the fields.
 
     Attributes:
-        messages: chat messages; content is a string or parts `{"type": "text", "text": ...}` and
-            `{"type": "image"}`.
+        messages: chat messages of a role and content, checked by `preprocess`; content is a string
+            or parts `{"type": "text", "text": ...}` and `{"type": "image"}`.
         prompt: raw text, in which control tokens have their meaning.
         prompt_token_ids: ready ids.
     """
@@ -66,9 +69,13 @@ class ChatTemplate:
         # Longest first, so that no token hides another that it begins.
         names = sorted(self._special_ids, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, names)))
-        self._stand_ins = {name: chr(_STAND_IN_BASE + i) for i, name in enumerate(names)}
-        self._names = {stand_in: name for name, stand_in in self._stand_ins.items()}
-        self._stand_in = re.compile(f"[{''.join(self._names)}]")
+        # The beginning is enough, and at the end of a text less than that: its neighbour in the
+        # rendered conversation may complete it.
+        begins = sorted({name[:_NUM_SHOWN_CHARS] for name in names})
+        ends = sorted({begin[0] for begin in begins})
+        self._begins = re.compile(
+            "|".join([*map(re.escape, begins), *(re.escape(end) + r"(?=\s*$)" for end in ends)])
+        )
 
     def token_ids(self, conversation: Conversation) -> np.ndarray:
         """Token ids int64 [S], with one placeholder per image.
@@ -77,17 +84,16 @@ class ChatTemplate:
             InvalidRequestError: a text holds the image placeholder, or an id is out of range.
         """
         if conversation.prompt_token_ids is not None:
-            ids = np.asarray(conversation.prompt_token_ids, np.int64)
-            if ids.ndim != 1 or len(ids) == 0 or ids.min() < 0 or ids.max() >= len(self._tokenizer):
+            given = conversation.prompt_token_ids
+            if not given or min(given) < 0 or max(given) >= len(self._tokenizer):
                 raise InvalidRequestError(
                     f"token ids must be between 0 and {len(self._tokenizer) - 1}", param="prompt"
                 )
-            if (ids == self._placeholder_id).any():
+            if self._placeholder_id in given:
                 raise self._placeholder_error("prompt")
-            return ids
+            return np.asarray(given, np.int64)
         if conversation.prompt is not None:
-            if self._placeholder in conversation.prompt:
-                raise self._placeholder_error("prompt")
+            self._check(conversation.prompt, "prompt")
             ids = self._tokenizer(conversation.prompt)["input_ids"]
             if not ids:
                 raise InvalidRequestError("the prompt is empty; give it some text", param="prompt")
@@ -96,29 +102,34 @@ class ChatTemplate:
         return self._chat_token_ids(conversation.messages)
 
     def _chat_token_ids(self, messages: Sequence[Message]) -> np.ndarray:
-        disarmed = [self._disarm_message(message, i) for i, message in enumerate(messages)]
+        stand_ins = self._free_stand_ins(messages)
+        disarmed = [
+            self._disarm_message(message, f"messages[{i}].content", stand_ins)
+            for i, message in enumerate(messages)
+        ]
         try:
-            text: str = self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(
                 disarmed, tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # templates raise whatever their author chose
             raise InvalidRequestError(
                 f"the model's chat template refuses this conversation: {error}", param="messages"
             ) from error
+        typed = str.maketrans({stand_in: char for char, stand_in in stand_ins.items()})
         ids: list[int] = []
         end = 0
         for match in self._specials.finditer(text):
-            ids += self._encode(text[end : match.start()])
+            ids += self._encode(text[end : match.start()], typed)
             ids.append(self._special_ids[match[0]])
             end = match.end()
-        ids += self._encode(text[end:])
+        ids += self._encode(text[end:], typed)
         return np.asarray(ids, np.int64)
 
-    def _encode(self, text: str) -> list[int]:
-        """Ids of text whose control tokens, restored from their stand-ins, are plain characters."""
+    def _encode(self, text: str, typed: dict[int, str]) -> list[int]:
+        """Ids of text between control tokens; one that was typed is plain characters."""
         if not text:
             return []
-        armed = self._stand_in.sub(lambda match: self._names[match[0]], text)
+        armed = text.translate(typed)
         if armed == text:
             return list(self._plain.encode(text, add_special_tokens=False).ids)
         self._plain.encode_special_tokens = True
@@ -127,22 +138,49 @@ class ChatTemplate:
         finally:
             self._plain.encode_special_tokens = False
 
-    def _disarm_message(self, message: Message, index: int) -> dict[str, Any]:
-        content, param = message["content"], f"messages[{index}].content"
+    def _free_stand_ins(self, messages: Sequence[Message]) -> dict[str, str]:
+        """For every character that begins a control token, one that no message contains."""
+        taken = set(json.dumps(messages, ensure_ascii=False))
+        free = (char for char in map(chr, _PRIVATE_USE) if char not in taken)
+        firsts = sorted({name[0] for name in self._special_ids})
+        try:
+            return {first: next(free) for first in firsts}
+        except StopIteration:
+            raise InvalidRequestError(
+                "the messages contain every private-use character of Unicode; leave one out",
+                param="messages",
+            ) from None
+
+    def _disarm_message(
+        self, message: Message, param: str, stand_ins: Mapping[str, str]
+    ) -> dict[str, Any]:
+        content = message["content"]
         if isinstance(content, str):
-            return {**message, "content": self._disarm(content, param)}
+            return {**message, "content": self._disarm(content, param, stand_ins)}
         parts = [
-            {"type": "text", "text": self._disarm(part["text"], f"{param}[{i}].text")}
+            {"type": "text", "text": self._disarm(part["text"], f"{param}[{i}].text", stand_ins)}
             if part["type"] == "text"
             else {"type": "image"}
             for i, part in enumerate(content)
         ]
         return {**message, "content": parts}
 
-    def _disarm(self, text: str, param: str) -> str:
+    def _disarm(self, text: str, param: str, stand_ins: Mapping[str, str]) -> str:
+        """`text` in which no control token begins, also not together with what follows it."""
+        self._check(text, param)
+        return self._begins.sub(lambda match: stand_ins[match[0][0]] + match[0][1:], text)
+
+    def _check(self, text: str, param: str) -> None:
         if self._placeholder in text:
             raise self._placeholder_error(param)
-        return self._specials.sub(lambda match: self._stand_ins[match[0]], text)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
+            raise InvalidRequestError(
+                f"the text has no character at position {error.start} but half a surrogate pair: "
+                "send valid Unicode",
+                param=param,
+            ) from error
 
     def _placeholder_error(self, param: str) -> InvalidRequestError:
         return InvalidRequestError(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from python_backend.detokenizer import Detokenizer
-from python_backend.errors import InvalidRequestError
 from python_backend.model_runner import ModelRunner
 from python_backend.request import GenerationRequest, RequestOutput, Usage
 from python_backend.sampler import SampledToken, Sampler, SamplerState
@@ -69,17 +68,12 @@ class Engine:
 
         Raises:
             PromptTooLongError: it does not fit the context.
-            InvalidRequestError: its parameters or embeddings do not fit the model.
+            InvalidRequestError: its parameters or tensors do not fit the model.
             OverloadedError: too many requests wait already.
         """
+        self._runner.check(request)
         params, prompt = request.params, request.prompt
-        num_prompt, num_image_tokens = len(prompt.token_ids), int((prompt.image_index >= 0).sum())
-        if request.image_embeds.shape != (num_image_tokens, self._runner.hidden_size):
-            raise InvalidRequestError(
-                f"image_embeds has shape {request.image_embeds.shape}, the prompt has "
-                f"{num_image_tokens} image tokens of size {self._runner.hidden_size}",
-                param="image_embeds",
-            )
+        num_prompt, num_image_tokens = len(prompt.token_ids), len(request.image_embeds)
         room = self.scheduler.max_output_tokens(num_prompt)
         scheduled = Request(
             request.request_id,

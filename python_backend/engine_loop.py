@@ -30,7 +30,10 @@ _MAX_FAILED_STEPS = 2
 
 
 class Sink(Protocol):
-    """Where the answers of one request go. Called from the sender thread only."""
+    """Where the answers of one request go. Called from the sender thread only.
+
+    A request that comes when the loop has ended is refused in the thread that hands it in.
+    """
 
     def send(self, output: RequestOutput) -> bool:
         """Pass an output on; False if the caller is gone and the request should end."""
@@ -80,17 +83,36 @@ class EngineLoop:
 
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
         """Hand in a request; everything that follows, errors too, goes to `sink`."""
-        self._inbox.put(_Submit(request, sink))
+        self._put(_Submit(request, sink))
 
     def abort(self, request_id: str, on_done: Callable[[bool], None] | None = None) -> None:
         """Drop a request. `on_done` is told, from the engine thread, whether it was there."""
-        self._inbox.put(_Abort(request_id, on_done))
+        self._put(_Abort(request_id, on_done))
+
+    def _put(self, message: _Message) -> None:
+        self._inbox.put(message)
+        if not self._engine_thread.is_alive():  # nobody else will look
+            self._refuse_messages()
 
     def close(self, timeout_s: float | None = None) -> None:
         """Stop admitting, finish what runs, free the engine. Safe to call twice."""
         self._inbox.put(None)
         self._engine_thread.join(timeout_s)
         self._sender_thread.join(timeout_s)
+        if not self._engine_thread.is_alive():
+            self._refuse_messages()
+
+    def _refuse_messages(self) -> None:
+        """Answer what came after the last step."""
+        while True:
+            try:
+                message = self._inbox.get_nowait()
+            except Empty:
+                return
+            if isinstance(message, _Submit):
+                message.sink.fail(_shutting_down())
+            elif isinstance(message, _Abort) and message.on_done is not None:
+                message.on_done(False)
 
     # --- engine thread -------------------------------------------------------------------------
 
@@ -99,7 +121,6 @@ class EngineLoop:
             self._take_messages()
             if self._engine.has_unfinished:
                 self._step()
-        self._refuse_late_comers()
         self._engine.close()
         self._answers.put(None)
 
@@ -123,7 +144,7 @@ class EngineLoop:
         request_id, sink = message.request.request_id, message.sink
         try:
             if self._closing:
-                raise OverloadedError("the server is shutting down; retry in a moment")
+                raise _shutting_down()
             if self._failed_steps >= _MAX_FAILED_STEPS:
                 raise OverloadedError("the engine is failing and is being restarted; retry later")
             if request_id in self._sinks:
@@ -163,17 +184,11 @@ class EngineLoop:
         self._failed_steps += 1
         for request_id in self._engine.abort_step():
             error = EngineError("the engine failed while computing the answer")
-            self._answers.put((self._sinks.pop(request_id), error))
+            sink = self._sinks.pop(request_id, None)
+            if sink is not None:
+                self._answers.put((sink, error))
         if self._failed_steps == _MAX_FAILED_STEPS and self._on_broken is not None:
             self._on_broken()
-
-    def _refuse_late_comers(self) -> None:
-        while not self._inbox.empty():
-            message = self._inbox.get()
-            if isinstance(message, _Submit):
-                self._admit(message)
-            elif isinstance(message, _Abort):
-                self._abort(message)
 
     # --- sender thread -------------------------------------------------------------------------
 
@@ -197,6 +212,10 @@ class EngineLoop:
             _LOG.exception("an answer could not be sent")
             if isinstance(answer, RequestOutput):
                 self.abort(answer.request_id)
+
+
+def _shutting_down() -> OverloadedError:
+    return OverloadedError("the server is shutting down; retry in a moment")
 
 
 def _coalesce(

@@ -1,14 +1,14 @@
 """The error tree of the project and its one wire form.
 
 VlmError
-├── InvalidRequestError      the caller can fix it     Triton INVALID_ARG   HTTP 400
-│   ├── PromptTooLongError                                                  code
-context_length_exceeded │   └── InvalidImageError
-code invalid_image, ... ├── OverloadedError          retry later               Triton UNAVAILABLE
-HTTP 429 + Retry-After ├── RequestCancelledError    the caller went away      Triton CANCELLED ├──
-BundleError              wrong or missing artifact (start-up and builders only) ├── ParityError
-builders: outputs differ from the reference └── EngineError              a step failed
-Triton INTERNAL      HTTP 500
+├── InvalidRequestError    the caller can fix it     Triton INVALID_ARG   HTTP 400
+│   ├── PromptTooLongError                           code context_length_exceeded
+│   └── InvalidImageError                            code invalid_image, ...
+├── OverloadedError        retry later               Triton UNAVAILABLE   HTTP 429 + Retry-After
+├── RequestCancelledError  the caller went away      Triton CANCELLED
+├── BundleError            wrong or missing artifact (start-up and builders only)
+├── ParityError            builders: outputs differ from the reference
+└── EngineError            a step failed             Triton INTERNAL      HTTP 500
 
 A Triton error carries only a code and a text, so `to_wire` appends ` [code=... param=...]` to the
 sentence and `from_wire` reads it back in the proxy. People who talk to Triton directly see the

@@ -21,8 +21,7 @@ from python_backend.spec import GraphSpec
 
 @dataclass(frozen=True, eq=False)
 class CacheView:
-    """Rows `start` to `stop` of every array: contiguous, so that a runtime binds them without a
-    copy.
+    """Rows `start` to `stop` of every array: contiguous, so that a runtime binds them without a copy.
 
     Attributes:
         tensors: graph input name to its view [stop - start, K, C, D].

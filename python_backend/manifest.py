@@ -75,8 +75,7 @@ class Manifest:
     verification: Mapping[str, Any] = field(default_factory=dict)
 
     def read_sampling(self, given: object) -> SamplingParams:
-        """The sampling parameters of a request; what it leaves open comes from the model's
-        defaults.
+        """The sampling parameters of a request; what it leaves open comes from the model's defaults.
 
         Raises:
             InvalidRequestError: a parameter is unknown, of the wrong type or out of range.
@@ -93,7 +92,7 @@ class Manifest:
         return json.dumps(data, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
+    def from_json(cls, text: str | bytes) -> Manifest:
         """The inverse of `to_json`.
 
         Raises:
@@ -143,7 +142,7 @@ class ModelFolder:
         """
         path = folder / VERSION_DIR / FILE_NAME
         try:
-            manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+            manifest = Manifest.from_json(path.read_bytes())
         except FileNotFoundError:
             raise BundleError(
                 f"{folder} holds no built model: run builders/build.py --model <checkpoint>"

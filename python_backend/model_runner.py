@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from python_backend import tensor_names as names
+from python_backend.errors import InvalidRequestError
 from python_backend.kv_cache import KVCache
 from python_backend.request import GenerationRequest
 from python_backend.runtimes.base import EngineRuntime
@@ -55,8 +57,45 @@ class ModelRunner:
         """Size of the KV cache when every row is full."""
         return self._cache.num_bytes
 
+    def check(self, request: GenerationRequest) -> None:
+        """Raise `InvalidRequestError` unless a request's tensors fit the graph and one another.
+
+        Whoever speaks to the decoder directly could otherwise fail a step with them.
+        """
+        prompt, num_tokens = request.prompt, request.prompt.token_ids.size
+        num_image_tokens = int((prompt.image_index >= 0).sum())
+        num_axes = self._runtime.spec.input("position_ids").shape[0] if self._has_axes else 1
+        for name, array, dtype, shape in (
+            (names.PROMPT_TOKEN_IDS, prompt.token_ids, "int64", (num_tokens,)),
+            (names.IMAGE_INDEX, prompt.image_index, "int64", (num_tokens,)),
+            (names.POSITION_IDS, prompt.position_ids, "int64", (num_axes, num_tokens)),
+            (
+                names.IMAGE_EMBEDS,
+                request.image_embeds,
+                self._no_embeds.dtype,
+                (num_image_tokens, self.hidden_size),
+            ),
+        ):
+            if array.dtype != dtype or array.shape != shape or num_tokens == 0:
+                raise InvalidRequestError(
+                    f"{name} is {array.dtype} {list(array.shape)}; a prompt of {num_tokens} tokens, "
+                    f"{num_image_tokens} of them of images, needs {dtype} {list(shape)} and at least "
+                    "one token",
+                    param=name,
+                )
+        for name, array, lowest, end in (
+            (names.PROMPT_TOKEN_IDS, prompt.token_ids, 0, self.vocab_size),
+            (names.IMAGE_INDEX, prompt.image_index, -1, num_image_tokens),
+        ):
+            if array.min() < lowest or array.max() >= end:
+                raise InvalidRequestError(
+                    f"{name} has values from {array.min()} to {array.max()}; they must be from "
+                    f"{lowest} to {end - 1}",
+                    param=name,
+                )
+
     def add(self, request: GenerationRequest) -> None:
-        """Take a request's tensors."""
+        """Take the tensors of a request that passed `check`."""
         self._requests[request.request_id] = RunnerRequest(request, self._no_embeds)
 
     def remove(self, request_id: str) -> None:

@@ -14,6 +14,7 @@ from python_backend.image import ImageLimits, decode_image, image_hash
 from python_backend.manifest import ModelFolder
 
 _DETAILS: tuple[Detail, ...] = ("auto", "low", "high")
+_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Preprocessor:
         self._manifest = model.manifest
         self._limits = limits or ImageLimits()
         self.family = load_family(model.manifest.config, model.processor_dir)
+        self.family.load_processors()
 
     def prepare(self, prompt: Mapping[str, Any], images: Sequence[bytes]) -> PreparedRequest:
         """Decode the images, render and tokenize the conversation.
@@ -126,9 +128,14 @@ def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, dict[str, Deta
 
 
 def _read_message(message: object, path: str, details: dict[str, Detail]) -> None:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise InvalidRequestError(f"{path} needs a role and content", param=path)
-    content = message.get("content")
+    # Nothing else may reach the chat template: a control token in it would not be disarmed.
+    if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
+        raise InvalidRequestError(f"{path} must have a role and content, nothing else", param=path)
+    if message["role"] not in _ROLES:
+        raise InvalidRequestError(
+            f"{path}.role must be one of {', '.join(_ROLES)}", param=f"{path}.role"
+        )
+    content = message["content"]
     if isinstance(content, str):
         return
     if not isinstance(content, list) or not content:
@@ -138,7 +145,7 @@ def _read_message(message: object, path: str, details: dict[str, Detail]) -> Non
     for i, part in enumerate(content):
         where = f"{path}.content[{i}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part["text"] if "text" in part else None, str):
+        if kind == "text" and isinstance(part.get("text"), str):
             continue
         if kind == "image" and part.get("detail", "auto") in _DETAILS:
             details[where] = part.get("detail", "auto")

@@ -244,10 +244,8 @@ class Sampler:
             most_likely = int(row.argmax())
             if not np.isfinite(row[most_likely]):
                 raise EngineError("bias, penalties and min_tokens leave no token to choose")
-        if state.params.is_greedy:
-            token_id = most_likely
-        else:
-            token_id = self._draw(row, row[most_likely], state)
+        greedy = state.params.is_greedy
+        token_id = most_likely if greedy else self._draw(row, row[most_likely], state)
         if num_logprobs is None:
             return SampledToken(token_id)
         return _with_logprobs(model_row, token_id, num_logprobs)

@@ -16,9 +16,12 @@ class ArrayLike(Protocol):
     """What a spec can check: numpy and cupy arrays alike."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Size of each axis."""
+
     @property
-    def dtype(self) -> Any: ...
+    def dtype(self) -> Any:
+        """Prints as a numpy dtype name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,11 @@ class GraphSpec:
 
     def input(self, name: str) -> TensorSpec:
         """The input called `name`; KeyError if there is none."""
-        return next(spec for spec in self.inputs if spec.name == name)
+        return _find(self.inputs, name)
 
     def output(self, name: str) -> TensorSpec:
         """The output called `name`; KeyError if there is none."""
-        return next(spec for spec in self.outputs if spec.name == name)
+        return _find(self.outputs, name)
 
     @property
     def fed_inputs(self) -> tuple[TensorSpec, ...]:
@@ -119,3 +122,10 @@ class GraphSpec:
             return tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in rows)
 
         return cls(data["name"], tensors(data["inputs"]), tensors(data["outputs"]), data["aliases"])
+
+
+def _find(specs: tuple[TensorSpec, ...], name: str) -> TensorSpec:
+    for spec in specs:
+        if spec.name == name:
+            return spec
+    raise KeyError(name)

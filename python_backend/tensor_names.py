@@ -1,7 +1,6 @@
-"""Every tensor that crosses a Triton boundary: one name each, used by config.pbtxt, stages and
-proxy.
+"""Every tensor that crosses a Triton boundary: one name each, used by config.pbtxt, stages and proxy.
 
-The way of a request through the ensemble (shapes without a batch axis; Triton batching is off):
+The way of a request through the ensemble (shapes without the encoder's batch axis of one):
 
     client     -> prompt, images, sampling                                             -> ensemble
     preprocess -> prompt_token_ids, image_index, position_ids, encoder feeds, image_hashes

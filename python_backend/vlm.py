@@ -89,16 +89,20 @@ class VLM:
         params = sampling or self.model.manifest.read_sampling({})
         requests = [self._prepare(conversation, params) for conversation in conversations]
         place = {request.request_id: i for i, request in enumerate(requests)}
-        for request in requests:
-            self._engine.add_request(request)
         answers: list[dict[int, RequestOutput]] = [{} for _ in requests]
-        while self._engine.has_unfinished:
-            for output in self._engine.step():
-                index = place[output.request_id]
-                earlier = answers[index].get(output.index)
-                answers[index][output.index] = earlier.merge(output) if earlier else output
-                if on_output is not None:
-                    on_output(index, output)
+        try:
+            for request in requests:
+                self._engine.add_request(request)
+            while self._engine.has_unfinished:
+                for output in self._engine.step():
+                    index = place[output.request_id]
+                    earlier = answers[index].get(output.index)
+                    answers[index][output.index] = earlier.merge(output) if earlier else output
+                    if on_output is not None:
+                        on_output(index, output)
+        finally:
+            for request in requests:  # only if an error left some behind
+                self._engine.abort(request.request_id)
         return [Generation([choices[i] for i in sorted(choices)]) for choices in answers]
 
     def _prepare(
@@ -131,24 +135,29 @@ class VLM:
         self.close()
 
 
-def split_images(conversation: Sequence[Message]) -> tuple[list[dict[str, Any]], list[bytes]]:
+def split_images(conversation: Sequence[Message]) -> tuple[list[Message], list[bytes]]:
     """Messages as the preprocess stage takes them, and the encoded images they hold, in order."""
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
     images: list[bytes] = []
     for message in conversation:
-        content = message.get("content")
+        content = message.get("content") if isinstance(message, Mapping) else None
         if isinstance(content, list):
-            content = [_split_part(part, images) for part in content]
-        messages.append({**message, "content": content})
+            message = {**message, "content": [_split_part(part, images) for part in content]}
+        messages.append(message)  # preprocess refuses what is malformed
     return messages, images
 
 
 def _split_part(part: Message, images: list[bytes]) -> Message:
+    if not isinstance(part, Mapping):
+        return part
     if part.get("type") == "image_url":
-        images.append(_read_image(part["image_url"]["url"]))
-        return {"type": "image", "detail": part["image_url"].get("detail", "auto")}
+        image = part.get("image_url")
+        if not isinstance(image, Mapping):
+            raise InvalidRequestError("image_url must be an object with a url", param="image_url")
+        images.append(_read_image(image.get("url")))
+        return {"type": "image", "detail": image.get("detail", "auto")}
     if part.get("type") == "image":
-        images.append(_read_image(part["image"]))
+        images.append(_read_image(part.get("image")))
         return {"type": "image", "detail": part.get("detail", "auto")}
     return part
 

@@ -5,6 +5,7 @@ Every command imports what it needs when it runs: `triton-vlm --help` answers at
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -27,6 +28,7 @@ Images = Annotated[
 
 def main() -> None:
     """Run the command line."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it says that torch is missing
     app()
 
 

@@ -29,7 +29,6 @@ def generate(
         VlmError: the folder is not a built model, or it cannot serve the request.
         OSError: an image cannot be read.
     """
-    from python_backend.sampling_params import SamplingParams
     from python_backend.vlm import VLM
 
     content: list[dict[str, Any]] = [
@@ -37,7 +36,7 @@ def generate(
     ]
     content.append({"type": "text", "text": prompt})
     with VLM(model_folder, allow_unverified=allow_unverified) as vlm:
-        params = SamplingParams(**{**vlm.model.manifest.sampling_defaults, **sampling})
+        params = vlm.model.manifest.read_sampling(sampling)
         vlm.generate(
             [[{"role": "user", "content": content}]],
             params,

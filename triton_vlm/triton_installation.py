@@ -41,6 +41,9 @@ class TritonInstallation:
         The stub takes its packages from the first `python3` in PATH and ignores PYTHONPATH.
         """
         env = dict(os.environ)
+        env.setdefault(
+            "TRANSFORMERS_VERBOSITY", "error"
+        )  # it tells every log that torch is missing
         env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
         libraries = [str(path) for path in self.library_directories]
         if libraries:

@@ -9,15 +9,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from python_backend.chat_template import ChatTemplate, Conversation
 from python_backend.errors import InvalidRequestError
 from python_backend.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from python_backend.chat_template import ChatTemplate, Conversation
 
 Features = Mapping[str, np.ndarray]
 """Tensors of one or several images, as they cross from preprocess to encoder."""
@@ -66,7 +69,24 @@ class ModelFamily(ABC):
 
     def __init__(self, config: Mapping[str, Any], processor_dir: Path) -> None:
         self.config = config
-        self.template = ChatTemplate(processor_dir, self.placeholder_id)
+        self.processor_dir = processor_dir
+
+    def load_processors(self) -> None:
+        """Load tokenizer and image processor now rather than with the first request.
+
+        The encoder stage does without them, and without the second that transformers takes to import.
+
+        Raises:
+            BundleError: they do not belong to the model.
+        """
+        _ = self.template
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The checkpoint's chat template and tokenizer."""
+        from python_backend.chat_template import ChatTemplate
+
+        return ChatTemplate(self.processor_dir, self.placeholder_id)
 
     @property
     @abstractmethod

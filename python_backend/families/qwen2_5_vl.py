@@ -6,12 +6,12 @@ Dimension letters: N patches, P numbers per patch, S prompt tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from python_backend.errors import InvalidImageError
 from python_backend.families.base import (
@@ -37,7 +37,17 @@ class Qwen2_5VL(ModelFamily):  # noqa: N801 - the model's name has the underscor
             vision.get("in_channels", 3) * vision["temporal_patch_size"] * self._patch**2
         )
         self._window = vision["window_size"] // self._patch
-        self._processor = Qwen2VLImageProcessorPil.from_pretrained(processor_dir)
+
+    def load_processors(self) -> None:
+        super().load_processors()
+        _ = self._processor
+
+    @cached_property
+    def _processor(self) -> Any:
+        from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
+
+        processor = image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil
+        return processor.from_pretrained(self.processor_dir)
 
     @property
     def placeholder_id(self) -> int:

@@ -99,6 +99,7 @@ class OrtRuntime(EngineRuntime):
         return [*self.spec.aliases, *(output.name for output in self.spec.computed_outputs)]
 
     def close(self) -> None:
+        """Free the session; a second call does nothing."""
         self._bindings.clear()
         self._session = None
 

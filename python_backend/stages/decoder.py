@@ -13,6 +13,7 @@ from python_backend import tensor_names as names
 from python_backend import triton_io
 from python_backend.config import EngineConfig
 from python_backend.engine_loop import EngineLoop
+from python_backend.errors import InvalidRequestError
 from python_backend.families.base import PreparedPrompt
 from python_backend.loading import load_engine
 from python_backend.request import GenerationRequest
@@ -66,8 +67,14 @@ class DecoderModel:
         return GenerationRequest(request_id, prompt, embeds, params)
 
     def _cancel(self, request: Any) -> None:
-        (request_id,) = triton_io.read_bytes(request, names.CANCEL)
         sender = request.get_response_sender()
+        try:
+            (item,) = triton_io.read_bytes(request, names.CANCEL)
+            request_id = item.decode()
+        except ValueError:
+            error = InvalidRequestError("cancel must be one request id", param=names.CANCEL)
+            sender.send(triton_io.to_error_response(error), flags=triton_io.FINAL)
+            return
 
         def respond(found: bool) -> None:
             tensors = {
@@ -76,7 +83,7 @@ class DecoderModel:
             }
             sender.send(triton_io.to_response(tensors), flags=triton_io.FINAL)
 
-        self._loop.abort(request_id.decode(), respond)
+        self._loop.abort(request_id, respond)
 
     def _unload(self) -> None:
         """Take the model out of service: its readiness tells the proxy and the operator."""

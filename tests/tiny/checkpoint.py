@@ -143,9 +143,7 @@ def _random(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     mean, std = 0.0, math.prod(shape[1:]) ** -0.5
     if "norm" in name or name.endswith("ln_q.weight"):
         mean, std = 1.0, 0.1
-    elif name.endswith(".bias"):
-        std = 0.1
-    elif "embed_tokens" in name:
+    elif name.endswith(".bias") or "embed_tokens" in name:
         std = 0.1
     elif "q_proj" in name or "k_proj" in name or "qkv" in name:
         std *= 1.5

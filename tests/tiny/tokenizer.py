@@ -66,9 +66,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = ByteLevel(trim_offsets=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = BpeTrainer(
-        vocab_size=NUM_TEXT_TOKENS, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = BpeTrainer(vocab_size=NUM_TEXT_TOKENS, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(_TRAINING_TEXT, trainer)
     assert tokenizer.get_vocab_size() == NUM_TEXT_TOKENS
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])

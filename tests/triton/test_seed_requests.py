@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import ThreadingHTTPServer
 
-
 import pytest
 import requests
 from openai import OpenAI

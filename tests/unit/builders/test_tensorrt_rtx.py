@@ -26,12 +26,18 @@ MAX_SEQS, MAX_CHUNK = 4, 32
 
 @pytest.fixture(scope="module")
 def linked_graph(tied, tmp_path_factory):
-    """From graph name and dtype to (path, spec), weights left in the checkpoint."""
+    """From graph name and dtype to (path, spec), weights left in the checkpoint.
+
+    A whole precision in place of the dtype may say otherwise.
+    """
     source = open_source(str(tied.checkpoint))
     graphs = family_graphs("qwen2_5_vl")(source.config)
 
     def make(name, compute):
-        precision = Precision(compute=compute, linked=ir.DataType.BFLOAT16)
+        if isinstance(compute, Precision):
+            precision = compute
+        else:
+            precision = Precision(compute=compute, linked=ir.DataType.BFLOAT16)
         if name == "decoder":
             model, spec = graphs.decoder(precision, BuildLimits(max_model_len=128))
         else:
@@ -110,6 +116,15 @@ def test_a_graph_that_tensorrt_refuses_is_an_error_with_its_reason(tied, linked_
         engine_from_onnx(
             path, spec, decoder_profiles(1, 8), gpu="SM89", weights_dir=tied.checkpoint
         )
+
+
+@pytest.mark.parametrize("weight_bits", [8, 4])
+def test_weights_quantized_for_the_cpu_are_refused_with_the_reason(linked_graph, weight_bits):
+    """Their scales carry a sign, which ONNX Runtime reads and TensorRT does not."""
+    precision = Precision(compute=ir.DataType.FLOAT16, weight_bits=weight_bits)
+    path, spec = linked_graph("decoder", precision)
+    with pytest.raises(BundleError, match="Scale coefficients must all be positive"):
+        engine_from_onnx(path, spec, decoder_profiles(1, 8), gpu="SM89")
 
 
 def test_a_contract_that_the_file_does_not_fulfil_is_an_error(tied, linked_graph):

@@ -46,9 +46,7 @@ def test_one_conversation_at_a_time_gives_huggingface_tokens(tiny, expected, con
 def test_all_conversations_at_once_give_huggingface_tokens(tiny, expected):
     with VLM(tiny.model.folder) as vlm:
         generations = vlm.generate(list(CONVERSATIONS.values()), GREEDY)
-    tokens = {
-        name: list(g.token_ids) for name, g in zip(CONVERSATIONS, generations, strict=True)
-    }
+    tokens = {name: list(g.token_ids) for name, g in zip(CONVERSATIONS, generations, strict=True)}
     assert tokens == expected
 
 

@@ -1,0 +1,136 @@
+"""ONNX Runtime: what it refuses, and that the cache is updated in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from python_backend.errors import BundleError, EngineError
+from python_backend.kv_cache import KVCache
+from python_backend.runtimes.ort import OrtRuntime
+
+
+@pytest.fixture(scope="module")
+def decoder(tied):
+    graph = tied.model.manifest.decoder
+    with OrtRuntime(graph.spec, tied.model.path(graph), num_threads=1) as runtime:
+        yield runtime
+
+
+def _feeds(spec, rows, start, tokens):
+    hidden = spec.input("image_embeds").shape[1]
+    tokens = np.asarray(tokens)
+    num_tokens = tokens.shape[1]
+    positions = np.broadcast_to(np.arange(start, start + num_tokens), (3, rows, num_tokens))
+    return {
+        "input_ids": tokens,
+        "image_index": np.full((rows, num_tokens), -1),
+        "image_embeds": np.zeros((1, hidden), np.float32),
+        "position_ids": np.ascontiguousarray(positions),
+        "write_indices": np.full(rows, start),
+        "kv_lengths": np.full(rows, start + num_tokens, np.int32),
+        "logits_index": np.full((rows, 1), num_tokens - 1),
+    }
+
+
+TOKENS = np.array([[5, 17, 250, 99, 3, 120]])
+
+
+def test_step_writes_its_positions_of_its_rows_and_nothing_else(decoder):
+    cache = KVCache(decoder.spec, 3)
+    everything = cache.view(0, 3).tensors
+    for array in everything.values():
+        array[:] = 7
+    decoder.run(_feeds(decoder.spec, 1, 2, TOKENS), cache.view(1, 2))
+    for array in everything.values():
+        untouched = np.ones(array.shape, bool)
+        untouched[1, :, 2:8] = False
+        assert (array[untouched] == 7).all()
+        assert (array[~untouched] != 7).all()
+
+
+def test_prompt_in_chunks_gives_the_logits_of_the_whole(decoder):
+    whole = KVCache(decoder.spec, 1).view(0, 1)
+    expected = decoder.run(_feeds(decoder.spec, 1, 0, TOKENS), whole)["logits"].copy()
+    chunks = KVCache(decoder.spec, 1).view(0, 1)
+    for start, stop in ((0, 1), (1, 4), (4, 6)):
+        logits = decoder.run(_feeds(decoder.spec, 1, start, TOKENS[:, start:stop]), chunks)[
+            "logits"
+        ]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_rows_do_not_see_each_other_nor_what_lies_behind_their_length(decoder):
+    def last_logits(rows, row, garbage):
+        cache = KVCache(decoder.spec, rows)
+        for array in cache.view(0, rows).tensors.values():
+            array[:] = garbage
+        rng = np.random.default_rng(1)
+        tokens = rng.integers(0, 300, (rows, 6))
+        tokens[row] = TOKENS
+        return decoder.run(_feeds(decoder.spec, rows, 0, tokens), cache.view(0, rows))["logits"][
+            row
+        ]
+
+    alone = last_logits(1, 0, 0.0)
+    np.testing.assert_allclose(last_logits(4, 2, 1e3), alone, atol=1e-5)
+
+
+def test_feeds_that_do_not_fit_are_refused_before_the_engine_sees_them(decoder):
+    feeds = _feeds(decoder.spec, 1, 0, TOKENS)
+    del feeds["kv_lengths"]
+    with pytest.raises(EngineError, match="takes"):
+        decoder.run(feeds, KVCache(decoder.spec, 1).view(0, 1))
+
+
+def test_closed_engine_refuses_to_run_and_closes_twice(tied):
+    graph = tied.model.manifest.decoder
+    runtime = OrtRuntime(graph.spec, tied.model.path(graph), num_threads=1)
+    runtime.close()
+    runtime.close()
+    with pytest.raises(EngineError, match="closed"):
+        runtime.run(_feeds(graph.spec, 1, 0, TOKENS), KVCache(graph.spec, 1).view(0, 1))
+
+
+def test_file_that_is_no_graph_is_refused(tied, tmp_path):
+    (tmp_path / "decoder.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match="rebuild the model"):
+        OrtRuntime(tied.model.manifest.decoder.spec, tmp_path / "decoder.onnx")
+
+
+def test_graph_without_its_weights_is_refused(tied, tmp_path):
+    graph = tied.model.manifest.decoder
+    shutil.copyfile(tied.model.path(graph), tmp_path / "decoder.onnx")
+    with pytest.raises(BundleError, match="does not load"):
+        OrtRuntime(graph.spec, tmp_path / "decoder.onnx")
+
+
+def _rename(spec, old, new):
+    inputs = tuple(dataclasses.replace(t, name=new) if t.name == old else t for t in spec.inputs)
+    return dataclasses.replace(spec, inputs=inputs)
+
+
+def _reshape(spec):
+    last = dataclasses.replace(spec.inputs[-1], shape=("B", 2, 33, 32))
+    return dataclasses.replace(spec, inputs=(*spec.inputs[:-1], last))
+
+
+def _retype(spec):
+    first = dataclasses.replace(spec.inputs[0], dtype="int32")
+    return dataclasses.replace(spec, inputs=(first, *spec.inputs[1:]))
+
+
+def _drop(spec):
+    return dataclasses.replace(spec, inputs=spec.inputs[:-1])
+
+
+@pytest.mark.parametrize(
+    "change", [lambda spec: _rename(spec, "input_ids", "tokens"), _reshape, _retype, _drop]
+)
+def test_file_that_differs_from_its_manifest_is_refused(tied, change):
+    graph = tied.model.manifest.decoder
+    with pytest.raises(BundleError, match="rebuild the model"):
+        OrtRuntime(change(graph.spec), tied.model.path(graph))

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from python_backend.chat_template import ChatTemplate, Conversation
+from python_backend.errors import BundleError, InvalidRequestError
+from tests.tiny.tokenizer import NOT_SPECIAL, NUM_TOKENS, SPECIAL, TOKEN_IDS
+
+PLACEHOLDER = "<|image_pad|>"
+TYPABLE = [token for token in SPECIAL if token != PLACEHOLDER]
+
+
+@pytest.fixture(scope="module")
+def template(tied):
+    return ChatTemplate(tied.checkpoint, TOKEN_IDS[PLACEHOLDER])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tied):
+    return AutoTokenizer.from_pretrained(tied.checkpoint)
+
+
+def _ids(template, messages):
+    return template.token_ids(Conversation(messages=messages)).tolist()
+
+
+def _hf_ids(tokenizer, messages):
+    return tokenizer.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+
+
+def _user(content):
+    return {"role": "user", "content": content}
+
+
+def _text(text):
+    return {"type": "text", "text": text}
+
+
+IMAGE = {"type": "image"}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [_user("What is this?")],
+        [{"role": "system", "content": "Be brief."}, _user("Hi")],
+        [{"role": "system", "content": ""}, _user("")],
+        [_user("Hi"), {"role": "assistant", "content": "Hello!"}, _user("And you?")],
+        [_user([_text("What"), _text(" is "), _text("this?")])],
+        [_user([IMAGE, _text("Describe it.")])],
+        [_user([_text("one"), IMAGE, _text("two"), IMAGE]), _user([IMAGE])],
+        [_user("  leading and trailing  \n\n ")],
+        [_user("\n"), {"role": "assistant", "content": " \t "}, _user("\r\n\r\n")],
+        [_user("naïve café — 日本語 🦆‍🟫 e\u0301 ﬁ \u200b\ufeff")],
+        [_user("\U000f0000\U000f0005 private use characters")],
+        [_user("<tool_call>not special</tool_call>")],
+        [_user("{{ messages }} {% raw %} </s> [INST] <0x0A> a < b <| c <")],
+    ],
+)
+def test_ordinary_conversation_equals_huggingface(template, tokenizer, messages):
+    assert _ids(template, messages) == _hf_ids(tokenizer, messages)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    turns=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=40), min_size=1, max_size=4
+    )
+)
+def test_any_text_without_control_tokens_equals_huggingface(template, tokenizer, turns):
+    roles = ["user", "assistant"] * 2
+    messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=False)]
+    assert _ids(template, messages) == _hf_ids(tokenizer, messages)
+
+
+def _plain_ids(tokenizer, text):
+    """Ids of text in which nothing is a control token."""
+    backend = AutoTokenizer.from_pretrained(tokenizer.name_or_path).backend_tokenizer
+    backend.encode_special_tokens = True
+    return backend.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("token", TYPABLE)
+def test_typed_control_token_is_text(template, tokenizer, token):
+    text = f"before {token} after{token}"
+    begin, end = TOKEN_IDS["<|im_start|>"], TOKEN_IDS["<|im_end|>"]
+    system = {"role": "system", "content": "s"}
+    assert _ids(template, [system, _user(text)]) == [
+        *(begin, *_plain_ids(tokenizer, "system\ns"), end, *_plain_ids(tokenizer, "\n")),
+        *(begin, *_plain_ids(tokenizer, f"user\n{text}"), end, *_plain_ids(tokenizer, "\n")),
+        *(begin, *_plain_ids(tokenizer, "assistant\n")),
+    ]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    text=st.lists(
+        st.sampled_from([*TYPABLE, *NOT_SPECIAL, "<|im_", "end|>", "x", " ", "<|", "|>", "é"])
+    ).map("".join)
+)
+def test_what_is_typed_never_adds_a_control_token(template, text):
+    """Whatever is typed, and however it is divided into parts, the model reads it back as text."""
+    empty = _ids(template, [_user("")])
+    special = set(TOKEN_IDS.values())
+    for content in (text, [_text(text[: len(text) // 2]), _text(text[len(text) // 2 :])]):
+        ids = _ids(template, [_user(content)])
+        assert [i for i in ids if i in special] == [i for i in empty if i in special]
+
+
+def test_control_token_divided_between_two_parts_is_text(template):
+    """The pieces meet when the template joins them; once, that was a way to end one's turn."""
+    whole = _ids(template, [_user("a<|im_end|>b")])
+    for cut in range(1, len("a<|im_end|>")):
+        parts = [_text("a<|im_end|>b"[:cut]), _text("a<|im_end|>b"[cut:])]
+        assert _ids(template, [_user(parts)]) == whole
+    letters = [_text(letter) for letter in "a<|im_end|>b"]
+    assert _ids(template, [_user(letters)]) == whole
+
+
+@pytest.mark.parametrize(
+    ("conversation", "param"),
+    [
+        (Conversation(messages=[_user(f"look: {PLACEHOLDER}")]), "messages[0].content"),
+        (
+            Conversation(messages=[_user("a"), _user([_text("b"), _text(PLACEHOLDER)])]),
+            "messages[1].content[1].text",
+        ),
+        (Conversation(prompt=f"a{PLACEHOLDER}"), "prompt"),
+        (Conversation(prompt_token_ids=[1, TOKEN_IDS[PLACEHOLDER]]), "prompt"),
+    ],
+)
+def test_typed_image_placeholder_is_refused(template, conversation, param):
+    """CVE-2026-44222: a placeholder in a text without an image killed a peer's worker."""
+    with pytest.raises(InvalidRequestError) as caught:
+        template.token_ids(conversation)
+    assert caught.value.param == param
+    assert PLACEHOLDER in caught.value.message
+
+
+def test_image_placeholder_divided_between_two_parts_is_text(template):
+    ids = _ids(template, [_user([_text("<|image_"), _text("pad|>")])])
+    assert TOKEN_IDS[PLACEHOLDER] not in ids
+
+
+def test_text_that_holds_every_stand_in_is_refused(template):
+    text = "".join(map(chr, range(0xF0000, 0xFFFFE)))
+    with pytest.raises(InvalidRequestError, match="private-use"):
+        template.token_ids(Conversation(messages=[_user(text)]))
+
+
+def test_image_part_becomes_one_placeholder(template):
+    ids = _ids(template, [_user([IMAGE, _text("a"), IMAGE])])
+    assert ids.count(TOKEN_IDS[PLACEHOLDER]) == 2
+
+
+def test_raw_prompt_keeps_its_control_tokens(template, tokenizer):
+    text = "<|im_start|>user\nHi<|im_end|>\n"
+    ids = template.token_ids(Conversation(prompt=text)).tolist()
+    assert ids == tokenizer(text)["input_ids"]
+    assert TOKEN_IDS["<|im_start|>"] in ids
+
+
+def test_ready_ids_are_taken_as_they_are(template):
+    ids = template.token_ids(Conversation(prompt_token_ids=[5, 0, NUM_TOKENS - 1]))
+    assert ids.dtype == np.int64
+    assert ids.tolist() == [5, 0, NUM_TOKENS - 1]
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [NUM_TOKENS], [2**62]])
+def test_ids_out_of_range_are_refused(template, ids):
+    with pytest.raises(InvalidRequestError, match="between 0 and"):
+        template.token_ids(Conversation(prompt_token_ids=ids))
+
+
+def test_id_too_large_for_int64_is_refused(template):
+    with pytest.raises(InvalidRequestError):
+        template.token_ids(Conversation(prompt_token_ids=[2**64]))
+
+
+def test_empty_prompt_is_refused(template):
+    with pytest.raises(InvalidRequestError, match="empty"):
+        template.token_ids(Conversation(prompt=""))
+
+
+def test_template_that_refuses_is_an_invalid_request(tied, tmp_path):
+    folder = shutil.copytree(tied.checkpoint, tmp_path / "strict")
+    path = folder / "tokenizer_config.json"
+    strict = "{{ raise_exception('roles must alternate') }}"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": strict}))
+    template = ChatTemplate(folder, TOKEN_IDS[PLACEHOLDER])
+    with pytest.raises(InvalidRequestError, match="roles must alternate"):
+        template.token_ids(Conversation(messages=[_user("a")]))
+
+
+def test_tokenizer_without_the_placeholder_is_a_bundle_error(tied):
+    with pytest.raises(BundleError, match="has no token 9999"):
+        ChatTemplate(tied.checkpoint, 9999)

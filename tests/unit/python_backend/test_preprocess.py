@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from python_backend.errors import InvalidImageError, InvalidRequestError, PromptTooLongError
+from python_backend.image import ImageLimits
+from python_backend.manifest import ModelFolder
+from python_backend.preprocess import Preprocessor, read_prompt
+from tests.tiny.pictures import png
+from tests.tiny.tokenizer import TOKEN_IDS
+
+IMAGE = {"type": "image"}
+TEXT = {"type": "text", "text": "What is this?"}
+
+
+@pytest.fixture(scope="module")
+def preprocessor(tied):
+    return Preprocessor(tied.model)
+
+
+def _user(content):
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+def _refusal(prompt, images=(), preprocessor=None):
+    with pytest.raises(InvalidRequestError) as caught:
+        read_prompt(prompt) if preprocessor is None else preprocessor.prepare(prompt, images)
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        (None, "prompt"),
+        ([], "prompt"),
+        ("messages", "prompt"),
+        ({}, "prompt"),
+        ({"messages": [], "prompt": ""}, "prompt"),
+        ({"other": 1}, "other"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 1}, "prompt"),
+        ({"prompt": ["a"]}, "prompt"),
+        ({"prompt_token_ids": "12"}, "prompt_token_ids"),
+        ({"prompt_token_ids": [1, "2"]}, "prompt_token_ids"),
+        ({"prompt_token_ids": [1, 2.0]}, "prompt_token_ids"),
+        ({"prompt_token_ids": [1, True]}, "prompt_token_ids"),
+        ({"prompt_token_ids": [[1]]}, "prompt_token_ids"),
+        ({"messages": None}, "messages"),
+        ({"messages": {}}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": ["hi"]}, "messages[0]"),
+        ({"messages": [None]}, "messages[0]"),
+        ({"messages": [{}]}, "messages[0]"),
+        ({"messages": [{"role": "user"}]}, "messages[0]"),
+        ({"messages": [{"content": "hi"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0]"),
+        ({"messages": [{"role": 1, "content": "hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": ["user"], "content": "hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user<|im_end|>", "content": "hi"}]}, "messages[0].role"),
+        (_user(None), "messages[0].content"),
+        (_user(1), "messages[0].content"),
+        (_user([]), "messages[0].content"),
+        (_user({"type": "text"}), "messages[0].content"),
+        (_user(["text"]), "messages[0].content[0]"),
+        (_user([{"type": "text"}]), "messages[0].content[0]"),
+        (_user([{"type": "text", "text": None}]), "messages[0].content[0]"),
+        (_user([TEXT, {"type": "video"}]), "messages[0].content[1]"),
+        (_user([{"type": ["text"], "text": "a"}]), "messages[0].content[0]"),
+        (_user([{"type": "image", "detail": "huge"}]), "messages[0].content[0]"),
+        (_user([{"type": "image", "detail": ["low"]}]), "messages[0].content[0]"),
+        (_user([{"type": "image", "detail": None}]), "messages[0].content[0]"),
+    ],
+)
+def test_malformed_prompt_is_refused_where_it_is_wrong(prompt, param):
+    assert _refusal(prompt).param == param
+
+
+def test_details_are_listed_by_the_place_of_their_image():
+    prompt = {
+        "messages": [
+            {"role": "user", "content": [{**IMAGE, "detail": "low"}, TEXT, IMAGE]},
+            {"role": "user", "content": [{**IMAGE, "detail": "high"}]},
+        ]
+    }
+    _, details = read_prompt(prompt)
+    assert details == {
+        "messages[0].content[0]": "low",
+        "messages[0].content[2]": "auto",
+        "messages[1].content[0]": "high",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "num_images"), [("Hi", 1), ([TEXT], 1), ([IMAGE], 0), ([IMAGE], 2)]
+)
+def test_number_of_images_must_match_the_parts(preprocessor, content, num_images):
+    images = [png(30, 30)] * num_images
+    assert _refusal(_user(content), images, preprocessor).param == "messages"
+
+
+@pytest.mark.parametrize(
+    "prompt", [{"prompt": "Hi"}, {"prompt_token_ids": [1, 2]}], ids=["text", "ids"]
+)
+def test_raw_prompt_takes_no_images(preprocessor, prompt):
+    assert _refusal(prompt, [png(30, 30)], preprocessor)
+    assert preprocessor.prepare(prompt, []).prompt.image_index.max() == -1
+
+
+def test_more_images_than_the_model_was_built_for_are_refused(preprocessor, tied):
+    most = tied.model.manifest.max_images
+    error = _refusal(_user([IMAGE] * (most + 1)), [png(30, 30)] * (most + 1), preprocessor)
+    assert f"At most {most} images" in error.message
+
+
+def test_bad_image_is_named_by_its_place(preprocessor):
+    with pytest.raises(InvalidImageError) as caught:
+        preprocessor.prepare(_user([IMAGE, TEXT, IMAGE]), [png(30, 30), b"no picture"])
+    assert caught.value.param == "messages[0].content[2]"
+
+
+def test_own_limits_are_obeyed(tied):
+    preprocessor = Preprocessor(tied.model, ImageLimits(max_pixels=899))
+    with pytest.raises(InvalidImageError, match="30 x 30"):
+        preprocessor.prepare(_user([IMAGE]), [png(30, 30)])
+
+
+def _length(preprocessor, prompt, images=()):
+    return len(preprocessor.prepare(prompt, images).prompt.token_ids)
+
+
+def _with_max_model_len(tied, max_model_len):
+    manifest = dataclasses.replace(tied.model.manifest, max_model_len=max_model_len)
+    return Preprocessor(ModelFolder(tied.model.folder, manifest))
+
+
+@pytest.mark.parametrize("images", [[], [png(90, 60)]])
+def test_prompt_must_leave_room_for_one_token(tied, preprocessor, images):
+    prompt = _user([IMAGE, TEXT] if images else [TEXT])
+    length = _length(preprocessor, prompt, images)
+    assert _length(_with_max_model_len(tied, length + 1), prompt, images) == length
+    with pytest.raises(PromptTooLongError) as caught:
+        _with_max_model_len(tied, length).prepare(prompt, images)
+    assert caught.value.code == "context_length_exceeded"
+    assert ("1 images" in caught.value.message) == bool(images)
+
+
+def test_picture_that_is_too_large_for_the_context_is_refused_at_once(tied):
+    """The second file is never looked at."""
+    with pytest.raises(PromptTooLongError):
+        _with_max_model_len(tied, 5).prepare(_user([IMAGE, IMAGE]), [png(90, 90), b"no picture"])
+
+
+def test_placeholders_are_expanded_and_indexed_in_order(preprocessor):
+    images = [png(90, 60), png(60, 120)]
+    prepared = preprocessor.prepare(_user([IMAGE, TEXT, IMAGE]), images)
+    prompt, sizes = prepared.prompt, [image.num_tokens for image in prepared.images]
+    is_image = prompt.token_ids == TOKEN_IDS["<|image_pad|>"]
+    assert is_image.sum() == sum(sizes)
+    np.testing.assert_array_equal(prompt.image_index[is_image], np.arange(sum(sizes)))
+    assert (prompt.image_index[~is_image] == -1).all()
+    assert prompt.position_ids.shape == (3, len(prompt.token_ids))
+    assert {a.dtype.name for a in (prompt.token_ids, prompt.image_index)} == {"int64"}
+
+
+def test_hash_depends_on_picture_and_detail_only(preprocessor):
+    def hashes(*parts):
+        content = [part for part, _ in parts]
+        return list(preprocessor.prepare(_user(content), [d for _, d in parts]).image_hashes)
+
+    low = {**IMAGE, "detail": "low"}
+    one, other = png(60, 60), png(60, 60, seed=5)
+    assert len(set(hashes((IMAGE, one), (low, one), (IMAGE, other)))) == 3
+    assert hashes((IMAGE, one), (IMAGE, one))[0] == hashes((IMAGE, other), (IMAGE, one))[1]
+
+
+def test_half_a_surrogate_pair_is_refused(preprocessor):
+    """JSON can hold one; UTF-8 cannot."""
+    prompt = json.loads('{"messages": [{"role": "user", "content": "a\\ud800b"}]}')
+    _refusal(prompt, [], preprocessor)
+    _refusal({"prompt": "\ud800"}, [], preprocessor)

@@ -1,0 +1,172 @@
+import pytest
+
+from python_backend.errors import InvalidRequestError, OverloadedError, PromptTooLongError
+from python_backend.scheduler import FinishReason, Request, RowCopy, Scheduler
+
+STOP = 99
+
+
+def _scheduler(**changes):
+    limits = {
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 8,
+        "max_model_len": 64,
+        "max_waiting": 8,
+    }
+    return Scheduler(**{**limits, **changes})
+
+
+def _request(name, num_prompt=4, max_tokens=4, num_choices=1):
+    return Request(name, num_prompt, max_tokens, frozenset({STOP}), num_choices)
+
+
+def _step(scheduler, token_id=0):
+    """One step that samples the same token everywhere."""
+    plan = scheduler.schedule()
+    if plan is not None:
+        scheduler.update(plan, [token_id] * len(plan.choices))
+    scheduler.check()
+    return plan
+
+
+def _kinds(scheduler, num_steps):
+    return [_step(scheduler).kind for _ in range(num_steps)]
+
+
+def test_nothing_to_do_is_no_plan():
+    scheduler = _scheduler()
+    assert scheduler.schedule() is None
+    assert not scheduler.has_unfinished
+
+
+def test_long_prompt_is_computed_in_chunks_without_gaps():
+    scheduler = _scheduler()
+    scheduler.add_request(_request("a", num_prompt=20))
+    plans = [_step(scheduler) for _ in range(3)]
+    assert [(p.start, p.num_scheduled_tokens) for p in plans] == [(0, 8), (8, 8), (16, 4)]
+    assert [len(p.choices) for p in plans] == [0, 0, 1]
+
+
+def test_long_prompt_and_running_answer_take_turns():
+    scheduler = _scheduler()
+    scheduler.add_request(_request("a", max_tokens=9))
+    _step(scheduler)
+    scheduler.add_request(_request("b", num_prompt=30))
+    assert _kinds(scheduler, 7) == ["decode", "prefill"] * 3 + ["decode"]
+
+
+def test_waiting_request_joins_as_soon_as_a_slot_is_free():
+    scheduler = _scheduler(max_num_seqs=1)
+    for name in "ab":
+        scheduler.add_request(_request(name, max_tokens=2))
+    assert _kinds(scheduler, 2) == ["prefill", "decode"]
+    plan = _step(scheduler)
+    assert (plan.kind, plan.request.request_id) == ("prefill", "b")
+
+
+def test_request_of_many_choices_waits_until_all_of_them_fit():
+    scheduler = _scheduler()
+    scheduler.add_request(_request("a", max_tokens=3, num_choices=2))
+    scheduler.add_request(_request("b", num_choices=3))
+    assert _kinds(scheduler, 3) == ["prefill", "decode", "decode"]
+    assert _step(scheduler).request.request_id == "b"
+
+
+def test_choices_of_one_request_start_from_copies_of_its_prompt():
+    scheduler = _scheduler()
+    scheduler.add_request(_request("a", num_prompt=5, num_choices=3))
+    assert len(_step(scheduler).choices) == 3
+    plan = _step(scheduler)
+    assert plan.copies == (RowCopy(0, 1, 5), RowCopy(0, 2, 5))
+    assert [choice.slot for choice in plan.choices] == [0, 1, 2]
+
+
+def test_hole_is_filled_by_the_last_row():
+    scheduler = _scheduler()
+    for name in "abc":
+        scheduler.add_request(_request(name, max_tokens=9))
+    while scheduler.num_waiting or _step(scheduler).kind == "prefill":
+        _step(scheduler)
+    scheduler.abort("a")
+    plan = scheduler.schedule()
+    (copy,) = plan.copies
+    assert (copy.source, copy.target) == (2, 0)
+    assert [choice.request.request_id for choice in plan.choices] == ["c", "b"]
+
+
+def test_stop_token_ends_a_choice_and_max_tokens_ends_it_too():
+    scheduler = _scheduler()
+    stopped, long = _request("stopped"), _request("long", max_tokens=1)
+    scheduler.add_request(stopped)
+    scheduler.add_request(long)
+    _step(scheduler, STOP)
+    _step(scheduler)
+    assert stopped.choices[0].finish_reason is FinishReason.STOP
+    assert long.choices[0].finish_reason is FinishReason.LENGTH
+    assert not scheduler.has_unfinished
+    assert scheduler.schedule() is None
+
+
+def test_stop_token_on_the_last_allowed_place_is_a_stop():
+    scheduler = _scheduler()
+    request = _request("a", max_tokens=1)
+    scheduler.add_request(request)
+    _step(scheduler, STOP)
+    assert request.choices[0].finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3, 4])
+def test_abort_frees_everything_wherever_the_request_is(num_steps):
+    """Waiting, in the middle of its prompt, just computed, running."""
+    scheduler = _scheduler(max_num_seqs=2)
+    request = _request("a", num_prompt=20, max_tokens=9, num_choices=2)
+    scheduler.add_request(request)
+    for _ in range(num_steps):
+        _step(scheduler)
+    assert scheduler.abort("a") is request
+    assert scheduler.num_running == scheduler.num_waiting == 0
+    assert scheduler.abort("a") is None
+    scheduler.add_request(_request("b", num_choices=2))
+    assert _step(scheduler).request.request_id == "b"
+
+
+def test_abort_between_schedule_and_update_is_obeyed():
+    scheduler = _scheduler()
+    scheduler.add_request(_request("a"))
+    plan = scheduler.schedule()
+    scheduler.abort("a")
+    scheduler.update(plan, [0])
+    assert not scheduler.has_unfinished
+    assert scheduler.schedule() is None
+
+
+def test_request_that_fills_the_context_exactly_is_taken():
+    scheduler = _scheduler()
+    assert scheduler.max_output_tokens(60) == 4
+    scheduler.add_request(_request("a", num_prompt=60, max_tokens=4))
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "param"),
+    [
+        (_request("a", num_prompt=64, max_tokens=1), PromptTooLongError, "messages"),
+        (_request("a", num_prompt=60, max_tokens=5), InvalidRequestError, "max_tokens"),
+        (_request("a", num_choices=5), InvalidRequestError, "n"),
+    ],
+)
+def test_request_that_can_never_run_is_refused(request_, error, param):
+    scheduler = _scheduler()
+    with pytest.raises(error) as caught:
+        scheduler.add_request(request_)
+    assert caught.value.param == param
+    assert not scheduler.has_unfinished
+
+
+def test_full_queue_refuses_and_says_its_limit():
+    scheduler = _scheduler(max_waiting=2)
+    for name in "ab":
+        scheduler.add_request(_request(name))
+    with pytest.raises(OverloadedError, match="2 requests waiting"):
+        scheduler.add_request(_request("c"))
+    _step(scheduler)
+    scheduler.add_request(_request("c"))
