@@ -21,6 +21,7 @@ from python_backend.errors import (
     InvalidImageError,
     InvalidRequestError,
     OverloadedError,
+    RequestCancelledError,
     VlmError,
     to_wire,
 )
