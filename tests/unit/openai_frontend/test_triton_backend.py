@@ -28,6 +28,18 @@ from python_backend.errors import (
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def one_event_loop() -> AsyncIterator[None]:
+    """All tests run in one loop: grpc.aio delivers late events of a server to the loop it had."""
+    yield
+
+
 Response = service_pb2.ModelStreamInferResponse
 Answer = Callable[[service_pb2.ModelInferRequest, Any], AsyncGenerator[Response, None]]
 
