@@ -37,7 +37,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module", autouse=True)
 async def one_event_loop() -> AsyncIterator[None]:
     """All tests run in one loop: grpc.aio delivers late events of a server to the loop it had."""
-    yield
+    yield  # noqa: PT022 - the loop lives as long as the generator
 
 
 Response = service_pb2.ModelStreamInferResponse
