@@ -26,7 +26,7 @@ class EngineConfig:
     max_waiting: int = 128
     num_threads: int = 0
     encoder_cache_bytes: int = 256 * 2**20
-    max_encoder_patches: int = 4096
+    max_encoder_patches: int = 1024
 
     def __post_init__(self) -> None:
         for name in (

@@ -19,10 +19,7 @@ from python_backend.vision_encoder import VisionEncoder
 
 def load_runtime(model: ModelFolder, graph: GraphFile, config: EngineConfig) -> EngineRuntime:
     """A graph of `model` in the engine it was built for."""
-    quantized = model.manifest.precision != "fp32" and graph is model.manifest.decoder
-    return OrtRuntime(
-        graph.spec, model.path(graph), num_threads=config.num_threads, prepack=quantized
-    )
+    return OrtRuntime(graph.spec, model.path(graph), num_threads=config.num_threads)
 
 
 def load_vision_encoder(

@@ -122,11 +122,17 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 """Flag of the one response that ends a decoupled request, on every path."""
 
 
+_OUTPUTS_PER_CANCEL_CHECK = 16
+"""A look at the cancellation flag is a round trip to the server, and only clients of the decoder itself
+need it: Triton does not pass the cancellation of an ensemble on."""
+
+
 class TritonSink:
     """Sends the outputs of one request through its response sender; see `engine_loop.Sink`."""
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
+        self._num_sent = 0
 
     def send(self, output: RequestOutput) -> bool:
         """Send an output; False if the client has gone."""
@@ -135,7 +141,10 @@ class TritonSink:
             names.DETAILS: to_bytes_array([_details(output)]),
         }
         self._sender.send(to_response(tensors), flags=FINAL if output.is_last else 0)
-        return output.is_last or not self._sender.is_cancelled()
+        self._num_sent += 1
+        if output.is_last or self._num_sent % _OUTPUTS_PER_CANCEL_CHECK:
+            return True
+        return not self._sender.is_cancelled()
 
     def fail(self, error: Exception) -> None:
         """End the response with an error."""
