@@ -1,12 +1,10 @@
 """One request's gRPC stream to Triton, which is always read to its end.
 
 A stream is never cancelled. Triton 2.51 crashes when the cancellation of a stream meets its answer,
-and also when it ends a stream with an error status (reported as triton-inference-server/server#7368
-and
-# 8034; seen here: signal 11 within a few hundred refused requests). So errors are taken as text in
-# the
-stream, not as its status, and a request whose client has left is ended by a side request to the
-decoder while this task reads what still comes.
+and also when it ends a stream with an error status (reported upstream as server issues 7368 and 8034;
+seen here: signal 11 within a few hundred refused requests). So errors are taken as text in the stream,
+not as its status, and a request whose client has left is ended by a side request to the decoder while
+this task reads what still comes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Benchmarks: the served stack, the engine alone and Hugging Face, measured in one run."""

@@ -1,0 +1,124 @@
+"""Where and with what a result was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import machine_cpu_s
+from python_backend.manifest import FILE_NAME, VERSION_DIR
+
+_LIBRARIES = (
+    *("triton-vlm", "onnxruntime", "nvidia-pytriton", "tritonclient", "fastapi", "openai"),
+    *("torch", "transformers", "numpy"),
+)
+_VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
+_IDLE_CHECK_S = 2.0
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """The machine, the software and the model of a result.
+
+    Attributes:
+        cpu: the processor's name and the vector instructions that matter here.
+        num_cores: cores this program may use.
+        memory_bytes: of the machine.
+        kernel: name and version, without what its builder added.
+        versions: of Python and of the libraries that are installed.
+        revision: commit of the project, with `+` if files differ from it; empty without git.
+        manifest_sha256: of the measured model's manifest.json.
+        busy_share_before: share of the machine that others used just before.
+        command: the whole command line.
+        started: local date and time.
+    """
+
+    cpu: str
+    num_cores: int
+    memory_bytes: int
+    kernel: str
+    versions: dict[str, str]
+    revision: str
+    manifest_sha256: str
+    busy_share_before: float
+    command: str
+    started: str
+
+    @property
+    def slug(self) -> str:
+        """The hardware in a file name."""
+        name = self.cpu.partition(" (")[0].lower()
+        return f"{re.sub('[^a-z0-9]+', '-', name).strip('-')}-{self.num_cores}-cores"
+
+
+def describe(model_folder: Path, command: str) -> Environment:
+    """Look at the machine; takes `_IDLE_CHECK_S`."""
+    manifest = (model_folder / VERSION_DIR / FILE_NAME).read_bytes()
+    pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return Environment(
+        cpu=_cpu(),
+        num_cores=len(os.sched_getaffinity(0)),
+        memory_bytes=pages * page_bytes,
+        kernel=f"{platform.system()} {platform.release().partition('-')[0]}",
+        versions=_versions(),
+        revision=_revision(),
+        manifest_sha256=hashlib.sha256(manifest).hexdigest(),
+        busy_share_before=busy_share(),
+        command=command,
+        started=time.strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def busy_share() -> float:
+    """Share of all cores in use while this program waits."""
+    before, start = machine_cpu_s(), time.monotonic()
+    time.sleep(_IDLE_CHECK_S)
+    busy_s = machine_cpu_s() - before
+    return busy_s / (time.monotonic() - start) / (os.cpu_count() or 1)
+
+
+def _cpu() -> str:
+    fields = {
+        key.strip(): value.strip()
+        for key, _, value in (
+            line.partition(":")
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        )
+    }
+    flags = set(fields.get("flags", "").split())
+    vector = ", ".join(flag for flag in _VECTOR_FLAGS if flag in flags)
+    name = fields.get("model name", platform.machine())
+    family = f"family {fields.get('cpu family', '?')} model {fields.get('model', '?')}"
+    return f"{name} ({family}; {vector})"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _revision() -> str:
+    def git(*arguments: str) -> str:
+        result = subprocess.run(
+            ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
+        )
+        return result.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

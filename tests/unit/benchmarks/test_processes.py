@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import os
+
+from benchmarks.processes import command_of, memory_bytes_of, processes_of
+
+
+def test_this_process_is_found_by_its_group():
+    assert os.getpid() in processes_of([os.getpgrp()])
+
+
+def test_touched_memory_shows():
+    group = [os.getpgrp()]
+    before = memory_bytes_of(group)[os.getpid()]
+    touched = b"x" * (64 << 20)
+    assert memory_bytes_of(group)[os.getpid()] - before > len(touched) // 2
+
+
+def test_a_group_that_does_not_exist_has_nothing():
+    assert memory_bytes_of([2**30]) == {}
+
+
+def test_command_line_is_split_into_its_arguments():
+    assert "python" in command_of(os.getpid())[0]

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.environment import Environment
+from benchmarks.floors import MachineSpeed, ModelWork
+from benchmarks.plan import Plan
+from benchmarks.report import to_markdown
+from benchmarks.results import Results
+from benchmarks.summary import Burst, RequestTiming
+from benchmarks.workload import pictures_load
+
+LOADS = (pictures_load(1, 4), pictures_load(8, 4))
+
+
+def make_burst(num_requests: int, wall_s: float, text: str = "a") -> Burst:
+    timing = RequestTiming(ttft_s=1.0, total_s=wall_s, num_tokens=4, num_prompt_tokens=300)
+    return Burst(
+        requests=[timing] * num_requests,
+        wall_s=wall_s,
+        cpu_s=2.0,
+        foreign_cpu_share=0.0,
+        texts=[text] * num_requests,
+        token_ids=[[1, 2, 3, 4]] * num_requests,
+    )
+
+
+def make_results(served: list[Burst], peak_bytes: int = 10**9) -> Results:
+    work = ModelWork(
+        decoder_bytes=1000,
+        decoder_flops_per_token=100,
+        head_flops=50,
+        attention_flops_per_pair=2,
+        encoder_flops_per_patch=10,
+        encoder_attention_flops_per_pair=1,
+        vision_bytes=500,
+        kv_bytes_per_token=8,
+        embed_bytes_per_image_token=4,
+        merge_size=2,
+    )
+    environment = Environment(
+        cpu="Some CPU (avx2)",
+        num_cores=2,
+        memory_bytes=10**9,
+        kernel="Linux 6",
+        versions={"python": "3.11"},
+        revision="abc",
+        manifest_sha256="def",
+        busy_share_before=0.0,
+        command="python -m benchmarks.run",
+        started="2026-01-01",
+    )
+    return Results(
+        environment=environment,
+        model="model",
+        precision="fp32",
+        plan=Plan("tiny", LOADS, LOADS[1], LOADS[0], 1, 1),
+        speed=MachineSpeed(read_bytes_per_s=1e9, flops_per_s=1e9),
+        work=work,
+        served=[[burst] for burst in served],
+        offline=[[make_burst(1, 2.0)], [make_burst(8, 4.0)]],
+        hugging_face=[make_burst(1, 2.0)],
+        peak_memory={"proxy": peak_bytes},
+    )
+
+
+def met(results: Results) -> list[bool]:
+    return [target.is_met for target in results.targets()]
+
+
+def test_a_stack_as_fast_as_its_engine_with_equal_answers_meets_every_target():
+    assert met(make_results([make_burst(1, 2.0), make_burst(8, 4.0)])) == [True] * 5
+
+
+def test_a_slow_stack_misses_the_targets_of_speed():
+    results = make_results([make_burst(1, 2.0), make_burst(8, 40.0)])
+    assert met(results) == [False, False, True, True, True]
+
+
+def test_memory_counts_above_weights_and_caches():
+    served = [make_burst(1, 2.0), make_burst(8, 4.0)]
+    caches_bytes = 8 * (300 + 4) * 8 + 8 * 256 * 4
+    limit = 10**9 + 1500 + caches_bytes
+    assert met(make_results(served, limit))[2]
+    assert not met(make_results(served, limit + 1))[2]
+
+
+def test_a_different_answer_is_found():
+    results = make_results([make_burst(1, 2.0), make_burst(8, 4.0, text="b")])
+    assert met(results)[3] is False
+
+
+def test_page_begins_with_the_command_and_has_every_load():
+    results = make_results([make_burst(1, 2.0), make_burst(8, 4.0)])
+    page = to_markdown(results, Path("plot.png"))
+    assert "`python -m benchmarks.run`" in page[:100]
+    assert all(f"| {load.label} | served |" in page for load in LOADS)
+
+
+def test_json_has_the_timings_and_not_the_answers():
+    results = make_results([make_burst(1, 2.0), make_burst(8, 4.0)])
+    data = json.loads(results.to_json())
+    assert data["served"][0][0]["requests"][0]["ttft_s"] == 1.0
+    assert "texts" not in data["served"][0][0]
+
+
+def test_a_target_says_when_the_machine_was_not_idle():
+    busy = replace(make_burst(8, 4.0), foreign_cpu_share=0.3)
+    targets = make_results([make_burst(1, 2.0), busy]).targets()
+    assert [target.measured.endswith("others had 30%") for target in targets[:2]] == [True, True]
