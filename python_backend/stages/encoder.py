@@ -18,7 +18,7 @@ from python_backend.vision_encoder import EncoderImage
 class EncoderModel:
     """A `TritonPythonModel` behind Triton's dynamic batcher.
 
-    While one call runs, the next requests wait; Triton hands them over together. (A thread of our
+    Requests that wait while one call runs are handed over together, up to `max_batch_size`. (A thread of our
     own with decoupled responses was tried: Triton refuses an ensemble whose decoder receives one
     input from a decoupled step and another from elsewhere.)
     """

@@ -12,17 +12,12 @@ import pytest
 
 from builders.options import BuildOptions
 from builders.pipeline import build
+from tests.conftest import SilentReport
 from triton_vlm.stack import ServingStack
 
 CHECKPOINT = Path(__file__).parents[2] / "default_model" / "shapes-vl"
 MODEL = CHECKPOINT.name
 EXAMPLES = CHECKPOINT / "examples"
-
-
-class SilentReport:
-    def stage(self, title: str) -> None: ...
-    def progress(self, what: str, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from tritonclient.utils import InferenceServerException
 from builders.options import BuildOptions
 from builders.pipeline import build
 from python_backend import tensor_names as names
-from tests.triton.conftest import CHECKPOINT, MODEL, SilentReport
+from tests.conftest import SilentReport
+from tests.triton.conftest import CHECKPOINT, MODEL
 from triton_vlm.stack import ServingStack
 
 MESSAGES = [{"role": "user", "content": "What can you do?"}]
