@@ -17,16 +17,21 @@ from python_backend.token_text import TokenText
 from python_backend.vision_encoder import VisionEncoder
 
 
-def load_runtime(model: ModelFolder, graph: GraphFile, config: EngineConfig) -> EngineRuntime:
+def load_runtime(
+    model: ModelFolder, graph: GraphFile, config: EngineConfig, *, keep_memory: bool = True
+) -> EngineRuntime:
     """A graph of `model` in the engine it was built for."""
-    return OrtRuntime(graph.spec, model.path(graph), num_threads=config.num_threads)
+    return OrtRuntime(
+        graph.spec, model.path(graph), num_threads=config.num_threads, keep_memory=keep_memory
+    )
 
 
 def load_vision_encoder(
     model: ModelFolder, family: ModelFamily, config: EngineConfig
 ) -> VisionEncoder:
     """The encoder stage of `model`."""
-    runtime = load_runtime(model, model.manifest.vision_encoder, config)
+    # A call takes long and its activations hundreds of megabytes: allocating them anew costs nothing.
+    runtime = load_runtime(model, model.manifest.vision_encoder, config, keep_memory=False)
     cache = EncoderCache(config.encoder_cache_bytes)
     return VisionEncoder(family, runtime, cache, config.max_encoder_patches)
 

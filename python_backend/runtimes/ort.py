@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -25,6 +27,7 @@ class OrtRuntime(EngineRuntime):
         spec: the contract.
         path: the ONNX file.
         num_threads: threads of one operator; None for one per core.
+        keep_memory: whether the memory of one run is kept for the next, or given back.
         weights_dir: where the weights of a linked graph lie; None when they are beside the graph.
     """
 
@@ -34,12 +37,14 @@ class OrtRuntime(EngineRuntime):
         path: Path,
         *,
         num_threads: int | None = None,
+        keep_memory: bool = True,
         weights_dir: Path | None = None,
     ) -> None:
         super().__init__(spec)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _WARNINGS_FROM
         options.intra_op_num_threads = num_threads or 0
+        options.enable_cpu_mem_arena = keep_memory
         # int8 products for block-quantized weights: 4 to 6 times faster than fp32 for one row.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
         # Threads that spin while they wait take the core from the other stages: decoding one row
@@ -57,6 +62,7 @@ class OrtRuntime(EngineRuntime):
             )
         except Exception as error:
             raise BundleError(f"{path} does not load ({error}); rebuild the model") from error
+        _give_back_file_pages(path.with_name(f"{path.name}.data"))
         _check_tensors(path, spec.inputs, self._session.get_inputs())
         _check_tensors(path, spec.outputs, self._session.get_outputs())
         self._bindings: WeakKeyDictionary[CacheView, onnxruntime.IOBinding] = WeakKeyDictionary()
@@ -99,6 +105,22 @@ class OrtRuntime(EngineRuntime):
         """Free the session; a second call does nothing."""
         self._bindings.clear()
         self._session = None
+
+
+def _give_back_file_pages(weights: Path) -> None:
+    """Drop the pages of a weights file that were only read to be prepacked.
+
+    What is needed of them again, such as rows of an embedding table that is also the head, comes back from
+    the file. Of a 0.5B-shaped decoder this is 0.54 of 2.6 GB.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        addresses, *_, name = line.split(maxsplit=5)
+        if name == str(weights.resolve()):
+            start, stop = (int(address, 16) for address in addresses.split("-"))
+            size = ctypes.c_size_t(stop - start)
+            if libc.madvise(ctypes.c_void_p(start), size, mmap.MADV_DONTNEED) != 0:
+                raise OSError(ctypes.get_errno(), f"madvise of {weights}")
 
 
 def _check_tensors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ class PreprocessModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load tokenizer and image processor."""
+        # transformers imports torch where it is installed: 190 MB that this process has no use for.
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
         self._preprocessor = Preprocessor(triton_io.open_model(args))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

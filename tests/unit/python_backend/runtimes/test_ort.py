@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +107,21 @@ def test_graph_without_its_weights_is_refused(tied, tmp_path):
     shutil.copyfile(tied.model.path(graph), tmp_path / "decoder.onnx")
     with pytest.raises(BundleError, match="does not load"):
         OrtRuntime(graph.spec, tmp_path / "decoder.onnx")
+
+
+def test_pages_of_the_weights_file_are_given_back_once_they_are_packed(tied, tmp_path):
+    graph = tied.model.manifest.decoder
+    path = tied.model.path(graph)
+    for name in (path.name, f"{path.name}.data"):
+        shutil.copyfile(path.with_name(name), tmp_path / name)
+    with OrtRuntime(graph.spec, tmp_path / path.name, num_threads=1) as runtime:
+        smaps = Path("/proc/self/smaps").read_text(encoding="utf-8")
+        mapped = smaps.split(str(tmp_path / f"{path.name}.data"))[1:]
+        assert mapped, "the embedding table, which nothing packs, stays mapped"
+        assert all("\nRss:                   0 kB" in part for part in mapped)
+        cache = KVCache(graph.spec, 1).view(0, 1)
+        logits = runtime.run(_feeds(graph.spec, 1, 0, TOKENS), cache)["logits"]
+        assert np.ptp(logits) > 0
 
 
 def _rename(spec, old, new):
