@@ -89,7 +89,7 @@ def _case(
         output = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            mm_token_type_ids=(input_ids == family.placeholder_id).int(),
+            mm_token_type_ids=(input_ids == family.image_token_id).int(),
             **inputs,
             # Plain greedy decoding to a fixed length, whatever the checkpoint's own settings are.
             generation_config=greedy(

@@ -48,24 +48,30 @@ class ChatTemplate:
 
     Args:
         processor_dir: folder with the tokenizer's files.
-        placeholder_id: the token that stands for an image.
+        placeholder_id: the token that the template writes where an image is.
+        image_token_id: the token that stands for one image embedding; often the same.
 
     Raises:
         BundleError: the tokenizer has no such token.
+
+    Attributes:
+        image_token: the latter, as text.
     """
 
-    def __init__(self, processor_dir: Path, placeholder_id: int) -> None:
+    def __init__(self, processor_dir: Path, placeholder_id: int, image_token_id: int) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(processor_dir)
         self._plain = self._tokenizer.backend_tokenizer
         added = self._plain.get_added_tokens_decoder()
         self._special_ids = {token.content: i for i, token in added.items() if token.special}
-        if placeholder_id not in added:
-            raise BundleError(
-                f"the tokenizer has no token {placeholder_id}, which config.json says stands for an "
-                "image: download the checkpoint again"
-            )
+        for token_id in (placeholder_id, image_token_id):
+            if token_id not in added:
+                raise BundleError(
+                    f"the tokenizer has no token {token_id}, which config.json says stands for an "
+                    "image: download the checkpoint again"
+                )
         self._placeholder = added[placeholder_id].content
-        self._placeholder_id = placeholder_id
+        self.image_token = added[image_token_id].content
+        self._image_ids = {placeholder_id, image_token_id}
         # Longest first, so that no token hides another that it begins.
         names = sorted(self._special_ids, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, names)))
@@ -77,11 +83,16 @@ class ChatTemplate:
             "|".join([*map(re.escape, begins), *(re.escape(end) + r"(?=\s*$)" for end in ends)])
         )
 
-    def token_ids(self, conversation: Conversation) -> np.ndarray:
-        """Token ids int64 [S], with one placeholder per image.
+    def token_ids(self, conversation: Conversation, image_texts: Sequence[str] = ()) -> np.ndarray:
+        """Token ids int64 [S].
+
+        Args:
+            conversation: what to say.
+            image_texts: what takes the place of each image's placeholder, in order.
 
         Raises:
-            InvalidRequestError: a text holds the image placeholder, or an id is out of range.
+            InvalidRequestError: a text holds an image token, an id is out of range, or the template
+                has not one placeholder for each image.
         """
         if conversation.prompt_token_ids is not None:
             given = conversation.prompt_token_ids
@@ -89,8 +100,8 @@ class ChatTemplate:
                 raise InvalidRequestError(
                     f"token ids must be between 0 and {len(self._tokenizer) - 1}", param="prompt"
                 )
-            if self._placeholder_id in given:
-                raise self._placeholder_error("prompt")
+            if not self._image_ids.isdisjoint(given):
+                raise self._image_token_error(self.image_token, "prompt")
             return np.asarray(given, np.int64)
         if conversation.prompt is not None:
             self._check(conversation.prompt, "prompt")
@@ -99,9 +110,11 @@ class ChatTemplate:
                 raise InvalidRequestError("the prompt is empty; give it some text", param="prompt")
             return np.asarray(ids, np.int64)
         assert conversation.messages is not None
-        return self._chat_token_ids(conversation.messages)
+        return self._chat_token_ids(conversation.messages, image_texts)
 
-    def _chat_token_ids(self, messages: Sequence[Message]) -> np.ndarray:
+    def _chat_token_ids(
+        self, messages: Sequence[Message], image_texts: Sequence[str]
+    ) -> np.ndarray:
         stand_ins = self._free_stand_ins(messages)
         disarmed = [
             self._disarm_message(message, f"messages[{i}].content", stand_ins)
@@ -115,6 +128,7 @@ class ChatTemplate:
             raise InvalidRequestError(
                 f"the model's chat template refuses this conversation: {error}", param="messages"
             ) from error
+        text = self._insert_images(text, image_texts)
         typed = str.maketrans({stand_in: char for char, stand_in in stand_ins.items()})
         ids: list[int] = []
         end = 0
@@ -124,6 +138,16 @@ class ChatTemplate:
             end = match.end()
         ids += self._encode(text[end:], typed)
         return np.asarray(ids, np.int64)
+
+    def _insert_images(self, text: str, image_texts: Sequence[str]) -> str:
+        first, *others = text.split(self._placeholder)
+        if len(others) != len(image_texts):
+            raise InvalidRequestError(
+                f"the prompt has {len(others)} image placeholders for {len(image_texts)} images; "
+                "put images into user messages",
+                param="messages",
+            )
+        return first + "".join(a + b for a, b in zip(image_texts, others, strict=True))
 
     def _encode(self, text: str, typed: dict[int, str]) -> list[int]:
         """Ids of text between control tokens; one that was typed is plain characters."""
@@ -171,8 +195,9 @@ class ChatTemplate:
         return self._begins.sub(lambda match: stand_ins[match[0][0]] + match[0][1:], text)
 
     def _check(self, text: str, param: str) -> None:
-        if self._placeholder in text:
-            raise self._placeholder_error(param)
+        for token in (self._placeholder, self.image_token):
+            if token in text:
+                raise self._image_token_error(token, param)
         try:
             text.encode()
         except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
@@ -182,9 +207,10 @@ class ChatTemplate:
                 param=param,
             ) from error
 
-    def _placeholder_error(self, param: str) -> InvalidRequestError:
+    @staticmethod
+    def _image_token_error(token: str, param: str) -> InvalidRequestError:
         return InvalidRequestError(
-            f"the text contains {self._placeholder}, which stands for images only: remove it and "
+            f"the text contains {token}, which stands for images only: remove it and "
             "send the picture as an image_url part",
             param=param,
         )

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from python_backend.errors import InvalidRequestError
 from python_backend.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class PreparedImage:
 
     Attributes:
         features: the family's tensors, first axis is the image's own.
-        num_tokens: how many prompt tokens, and rows of `image_embeds`, the image takes.
+        num_tokens: how many image tokens, and rows of `image_embeds`, the image takes.
     """
 
     features: Features
@@ -86,12 +85,17 @@ class ModelFamily(ABC):
         """The checkpoint's chat template and tokenizer."""
         from python_backend.chat_template import ChatTemplate
 
-        return ChatTemplate(self.processor_dir, self.placeholder_id)
+        return ChatTemplate(self.processor_dir, self.placeholder_id, self.image_token_id)
 
     @property
-    @abstractmethod
+    def image_token_id(self) -> int:
+        """The token that stands for one image embedding."""
+        return int(self.config["image_token_id"])
+
+    @property
     def placeholder_id(self) -> int:
-        """The token that stands for an image embedding."""
+        """The token that the chat template writes where an image is."""
+        return self.image_token_id
 
     @property
     @abstractmethod
@@ -106,6 +110,10 @@ class ModelFamily(ABC):
             InvalidImageError: the image's shape is outside what the model takes.
         """
 
+    def image_text(self, image: PreparedImage) -> str:
+        """What takes the place of the image's placeholder in the rendered conversation."""
+        return self.template.image_token * image.num_tokens
+
     @abstractmethod
     def split_images(self, features: Features) -> list[Features]:
         """The images of `join_images`, one by one."""
@@ -118,9 +126,9 @@ class ModelFamily(ABC):
     def split_embeds(self, embeds: np.ndarray, images: Sequence[Features]) -> list[np.ndarray]:
         """Rows of the graph's output [M, hidden] that belong to each image."""
 
-    @abstractmethod
     def positions(self, token_ids: np.ndarray, images: Sequence[Features]) -> np.ndarray:
-        """Position ids int64 [axes, S] of an expanded prompt."""
+        """Position ids int64 [axes, S] of an expanded prompt: one after another, on one axis."""
+        return np.arange(len(token_ids))[None]
 
     def join_images(self, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
         """The features of all images of a request, one after another; empty axes when there are none."""
@@ -142,18 +150,8 @@ class ModelFamily(ABC):
         Raises:
             InvalidRequestError: placeholders and images do not match, or a text is not acceptable.
         """
-        token_ids = self.template.token_ids(conversation)
-        is_placeholder = token_ids == self.placeholder_id
-        if is_placeholder.sum() != len(images):
-            raise InvalidRequestError(
-                f"the prompt has {is_placeholder.sum()} image placeholders for {len(images)} images; "
-                "put images into user messages",
-                param="messages",
-            )
-        repeats = np.ones(len(token_ids), np.int64)
-        repeats[is_placeholder] = [image.num_tokens for image in images]
-        token_ids = np.repeat(token_ids, repeats)
-        is_placeholder = token_ids == self.placeholder_id
-        image_index = np.where(is_placeholder, np.cumsum(is_placeholder) - 1, -1)
+        token_ids = self.template.token_ids(conversation, [self.image_text(i) for i in images])
+        is_image = token_ids == self.image_token_id
+        image_index = np.where(is_image, np.cumsum(is_image) - 1, -1)
         positions = self.positions(token_ids, [image.features for image in images])
         return PreparedPrompt(token_ids, image_index, positions)

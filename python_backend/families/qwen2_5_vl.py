@@ -50,10 +50,6 @@ class Qwen2_5VL(ModelFamily):  # noqa: N801 - the model's name has the underscor
         return processor.from_pretrained(self.processor_dir)
 
     @property
-    def placeholder_id(self) -> int:
-        return int(self.config["image_token_id"])
-
-    @property
     def encoder_tensors(self) -> tuple[TensorSpec, ...]:
         return (
             TensorSpec("pixel_values", "float32", ("N", self._num_pixels)),
@@ -111,7 +107,7 @@ class Qwen2_5VL(ModelFamily):  # noqa: N801 - the model's name has the underscor
         Source: `Qwen2_5_VLModel.get_rope_index` in transformers 5.23.
         """
         positions = np.empty((3, len(token_ids)), np.int64)
-        starts = np.flatnonzero(token_ids == self.placeholder_id)
+        starts = np.flatnonzero(token_ids == self.image_token_id)
         token, position = 0, 0
         for image in images:
             start = int(starts[np.searchsorted(starts, token)])

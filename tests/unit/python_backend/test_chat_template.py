@@ -19,7 +19,7 @@ TYPABLE = [token for token in SPECIAL if token != PLACEHOLDER]
 
 @pytest.fixture(scope="module")
 def template(tied):
-    return ChatTemplate(tied.checkpoint, TOKEN_IDS[PLACEHOLDER])
+    return ChatTemplate(tied.checkpoint, TOKEN_IDS[PLACEHOLDER], TOKEN_IDS[PLACEHOLDER])
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,10 @@ def tokenizer(tied):
     return AutoTokenizer.from_pretrained(tied.checkpoint)
 
 
-def _ids(template, messages):
-    return template.token_ids(Conversation(messages=messages)).tolist()
+def _ids(template, messages, image_text=PLACEHOLDER):
+    parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"]]
+    texts = [image_text] * sum(part["type"] == "image" for part in parts)
+    return template.token_ids(Conversation(messages=messages), texts).tolist()
 
 
 def _hf_ids(tokenizer, messages):
@@ -157,9 +159,19 @@ def test_text_that_holds_every_stand_in_is_refused(template):
         template.token_ids(Conversation(messages=[_user(text)]))
 
 
-def test_image_part_becomes_one_placeholder(template):
-    ids = _ids(template, [_user([IMAGE, _text("a"), IMAGE])])
-    assert ids.count(TOKEN_IDS[PLACEHOLDER]) == 2
+def test_image_part_becomes_what_the_family_writes_there(template, tokenizer):
+    messages = [_user([IMAGE, _text("\na"), IMAGE])]
+    written = f"\n{PLACEHOLDER}{PLACEHOLDER}\n"
+    ids = _ids(template, messages, written)
+    assert ids.count(TOKEN_IDS[PLACEHOLDER]) == 4
+    # Text beside an image is tokenized together with what is written around the image.
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert ids == tokenizer(text.replace(PLACEHOLDER, written))["input_ids"]
+
+
+def test_number_of_images_must_be_that_of_the_templates_placeholders(template):
+    with pytest.raises(InvalidRequestError, match="2 image placeholders for 1 images"):
+        template.token_ids(Conversation(messages=[_user([IMAGE, IMAGE])]), [PLACEHOLDER])
 
 
 def test_raw_prompt_keeps_its_control_tokens(template, tokenizer):
@@ -196,11 +208,11 @@ def test_template_that_refuses_is_an_invalid_request(tied, tmp_path):
     path = folder / "tokenizer_config.json"
     strict = "{{ raise_exception('roles must alternate') }}"
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": strict}))
-    template = ChatTemplate(folder, TOKEN_IDS[PLACEHOLDER])
+    template = ChatTemplate(folder, TOKEN_IDS[PLACEHOLDER], TOKEN_IDS[PLACEHOLDER])
     with pytest.raises(InvalidRequestError, match="roles must alternate"):
         template.token_ids(Conversation(messages=[_user("a")]))
 
 
 def test_tokenizer_without_the_placeholder_is_a_bundle_error(tied):
     with pytest.raises(BundleError, match="has no token 9999"):
-        ChatTemplate(tied.checkpoint, 9999)
+        ChatTemplate(tied.checkpoint, TOKEN_IDS[PLACEHOLDER], 9999)
