@@ -38,6 +38,9 @@ class DecoderConfig:
         qkv_bias: whether q, k and v projections have a bias.
         tied_embeddings: whether the output head is the embedding table.
         max_model_len: C.
+        o_bias: whether the attention's output projection has a bias.
+        has_qk_norm: whether every head's query and key are normed before they are rotated.
+        num_deepstack_layers: first layers that add a part of the image embedding of their own to its token.
     """
 
     hidden_size: int
@@ -53,6 +56,14 @@ class DecoderConfig:
     qkv_bias: bool
     tied_embeddings: bool
     max_model_len: int
+    o_bias: bool = False
+    has_qk_norm: bool = False
+    num_deepstack_layers: int = 0
+
+    @property
+    def embeds_size(self) -> int:
+        """Numbers of one image embedding."""
+        return self.hidden_size * (1 + self.num_deepstack_layers)
 
 
 def decoder_spec(config: DecoderConfig, compute: str) -> GraphSpec:
@@ -65,7 +76,7 @@ def decoder_spec(config: DecoderConfig, compute: str) -> GraphSpec:
         inputs=(
             TensorSpec("input_ids", "int64", ("B", "S")),
             TensorSpec("image_index", "int64", ("B", "S")),
-            TensorSpec("image_embeds", compute, ("I", config.hidden_size)),
+            TensorSpec("image_embeds", compute, ("I", config.embeds_size)),
             TensorSpec("position_ids", "int64", positions),
             TensorSpec("write_indices", "int64", ("B",)),
             TensorSpec("kv_lengths", "int32", ("B",)),
@@ -89,12 +100,15 @@ class _Attention(nn.Module):
         self.q_proj = Linear(precision, hidden, num_q, bias=config.qkv_bias)
         self.k_proj = Linear(precision, hidden, num_kv, bias=config.qkv_bias)
         self.v_proj = Linear(precision, hidden, num_kv, bias=config.qkv_bias)
-        self.o_proj = Linear(precision, num_q, hidden)
+        self.o_proj = Linear(precision, num_q, hidden, bias=config.o_bias)
+        if config.has_qk_norm:
+            self.q_norm = RMSNorm(precision, head_dim, config.norm_epsilon)
+            self.k_norm = RMSNorm(precision, head_dim, config.norm_epsilon)
 
-    def _heads(self, op: Op, x: ir.Value, num_heads: int) -> ir.Value:
+    def _heads(self, op: Op, x: ir.Value, num_heads: int, norm: nn.Module | None) -> ir.Value:
         """[B, S, heads * D] to [B, heads, S, D]."""
         x = op.Reshape(x, [0, 0, num_heads, self._config.head_dim])
-        return op.Transpose(x, perm=[0, 2, 1, 3])
+        return op.Transpose(x if norm is None else norm(op, x), perm=[0, 2, 1, 3])
 
     def forward(
         self,
@@ -106,9 +120,11 @@ class _Attention(nn.Module):
         kv_lengths: ir.Value,
     ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
         config = self._config
-        q = op.RotaryEmbedding(self._heads(op, self.q_proj(op, x), config.num_heads), *rope)
-        k = op.RotaryEmbedding(self._heads(op, self.k_proj(op, x), config.num_kv_heads), *rope)
-        v = self._heads(op, self.v_proj(op, x), config.num_kv_heads)
+        q_norm, k_norm = (self.q_norm, self.k_norm) if config.has_qk_norm else (None, None)
+        q = self._heads(op, self.q_proj(op, x), config.num_heads, q_norm)
+        k = self._heads(op, self.k_proj(op, x), config.num_kv_heads, k_norm)
+        v = self._heads(op, self.v_proj(op, x), config.num_kv_heads, None)
+        q, k = op.RotaryEmbedding(q, *rope), op.RotaryEmbedding(k, *rope)
         keys = functions.cache_update(op, past[0], k, write_indices)
         values = functions.cache_update(op, past[1], v, write_indices)
         scale = np.array(config.head_dim**-0.5, self._precision.compute.numpy())
@@ -141,6 +157,7 @@ class _Model(nn.Module):
 
     def __init__(self, config: DecoderConfig, precision: Precision) -> None:
         super().__init__("model")
+        self._num_parts = 1 + config.num_deepstack_layers
         self.embed_tokens = Embedding(precision, config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([_Layer(config, precision) for _ in range(config.num_layers)])
         self.norm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
@@ -150,18 +167,28 @@ class _Model(nn.Module):
         self, op: Op, feeds: dict[str, ir.Value]
     ) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:
         index = feeds["image_index"]
-        images = op.Gather(feeds["image_embeds"], op.Max(index, 0), axis=0)
         is_image = op.Unsqueeze(op.GreaterOrEqual(index, 0), [2])
-        x = op.Where(is_image, images, self.embed_tokens(op, feeds["input_ids"]))
+        first, *others = self._image_parts(op, feeds["image_embeds"], op.Max(index, 0))
+        x = op.Where(is_image, first, self.embed_tokens(op, feeds["input_ids"]))
         rope = self.rotary(op, feeds["position_ids"])
         presents = []
         for i, layer in enumerate(self.layers):
             past = feeds[f"past_key.{i}"], feeds[f"past_value.{i}"]
             x, present = layer(op, x, rope, past, feeds["write_indices"], feeds["kv_lengths"])
             presents.append(present)
+            if i < len(others):
+                x = op.Where(is_image, op.Add(x, others[i]), x)
         # Only the tokens whose logits are asked for: the head is a large part of a small model.
         index = op.Unsqueeze(feeds["logits_index"], [2])
         return self.norm(op, op.GatherND(x, index, batch_dims=1)), presents
+
+    def _image_parts(self, op: Op, embeds: ir.Value, index: ir.Value) -> list[ir.Value]:
+        """The parts of each token's image embedding, [B, S, H] each."""
+        rows = op.Gather(embeds, index, axis=0)
+        if self._num_parts == 1:
+            return [rows]
+        parts = op.Split(rows, axis=-1, num_outputs=self._num_parts, _outputs=self._num_parts)
+        return list(parts)
 
 
 class _Head(nn.Module):

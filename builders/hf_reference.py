@@ -115,9 +115,9 @@ def _case(
 
 def _image_embeds(model: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
     features = model.get_image_features(**inputs)
-    features = getattr(features, "pooler_output", features)
-    embeds: np.ndarray = torch.cat(list(features)).numpy()
-    return embeds
+    # What the first decoder layers add (DeepStack) stands beside what takes the token's place.
+    parts = [features.pooler_output, *getattr(features, "deepstack_features", ())]
+    return torch.cat([torch.cat(list(part)) for part in parts], dim=1).numpy()
 
 
 def _picture(width: int, height: int) -> bytes:

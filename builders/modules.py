@@ -224,20 +224,78 @@ class RMSNorm(nn.Module):
         return op.RMSNormalization(x, scale, axis=-1, epsilon=self._epsilon)
 
 
-class GatedMLP(nn.Module):
-    """`down(silu(gate(x)) * up(x))`."""
+class LayerNorm(nn.Module):
+    """Mean and variance norm over the last axis, with weight and bias."""
+
+    def __init__(self, precision: Precision, size: int, epsilon: float) -> None:
+        super().__init__()
+        self._dense = Dense(precision)
+        self._epsilon = epsilon
+        self.weight, self.bias = self._dense.weight([size]), self._dense.weight([size])
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        scale, bias = self._dense.cast(op, self.weight), self._dense.cast(op, self.bias)
+        return op.LayerNormalization(x, scale, bias, axis=-1, epsilon=self._epsilon)
+
+
+def activate(op: Op, x: ir.Value, name: str) -> ir.Value:
+    """An activation by its name in config.json."""
+    if name == "silu":
+        return op.Mul(x, op.Sigmoid(x))
+    if name == "gelu":
+        return op.Gelu(x)
+    if name in ("gelu_pytorch_tanh", "gelu_new"):
+        return op.Gelu(x, approximate="tanh")
+    if name == "quick_gelu":
+        return op.Mul(x, op.Sigmoid(op.Mul(x, op.CastLike(1.702, x))))
+    raise BundleError(
+        f"activation {name!r} is not supported; supported are silu, gelu, gelu_pytorch_tanh, quick_gelu"
+    )
+
+
+class MLP(nn.Module):
+    """`fc2(activation(fc1(x)))`, under the names the checkpoint has for the two."""
 
     def __init__(
-        self, precision: Precision, hidden_size: int, intermediate_size: int, *, bias: bool = False
+        self,
+        precision: Precision,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        activation: str,
+        names: tuple[str, str] = ("fc1", "fc2"),
     ) -> None:
         super().__init__()
+        self._activation, self._names = activation, names
+        setattr(self, names[0], Linear(precision, hidden_size, intermediate_size, bias=True))
+        setattr(self, names[1], Linear(precision, intermediate_size, hidden_size, bias=True))
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        first, second = (getattr(self, name) for name in self._names)
+        return second(op, activate(op, first(op, x), self._activation))
+
+
+class GatedMLP(nn.Module):
+    """`down(activation(gate(x)) * up(x))`."""
+
+    def __init__(
+        self,
+        precision: Precision,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        activation: str = "silu",
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self._activation = activation
         self.gate_proj = Linear(precision, hidden_size, intermediate_size, bias=bias)
         self.up_proj = Linear(precision, hidden_size, intermediate_size, bias=bias)
         self.down_proj = Linear(precision, intermediate_size, hidden_size, bias=bias)
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        gate = self.gate_proj(op, x)
-        return self.down_proj(op, op.Mul(op.Mul(gate, op.Sigmoid(gate)), self.up_proj(op, x)))
+        gate = activate(op, self.gate_proj(op, x), self._activation)
+        return self.down_proj(op, op.Mul(gate, self.up_proj(op, x)))
 
 
 class Rotary(nn.Module):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tiny.shapes import SHAPES, TIED, Shape
+from tests.tiny.shapes import QWEN2_5_VL, SHAPES, TIED, Shape
 
 if TYPE_CHECKING:
     from python_backend.manifest import ModelFolder
@@ -88,6 +88,14 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tin
 @pytest.fixture(scope="session", params=SHAPES)
 def tiny(request: pytest.FixtureRequest, tiny_models: Callable[[str], TinyModel]) -> TinyModel:
     """Every shape in turn."""
+    return tiny_models(request.param)
+
+
+@pytest.fixture(scope="session", params=[shape.name for shape in QWEN2_5_VL])
+def tiny_qwen2_5_vl(
+    request: pytest.FixtureRequest, tiny_models: Callable[[str], TinyModel]
+) -> TinyModel:
+    """Every shape of the family that came first, for what is no family's business."""
     return tiny_models(request.param)
 
 

@@ -1,172 +1,50 @@
-"""Qwen2.5-VL: dynamic resolution, M-RoPE, and the integer plan of the window-attention tower.
+"""Qwen2.5-VL: Qwen2-VL whose tower attends in windows in most of its layers.
 
-Dimension letters: N patches, P numbers per patch, S prompt tokens.
+Dimension letters: N patches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from python_backend.errors import InvalidImageError
-from python_backend.families.base import (
-    LOW_DETAIL_PIXELS,
-    Detail,
-    Features,
-    ModelFamily,
-    PreparedImage,
-)
-from python_backend.spec import TensorSpec
-
-_MAX_ASPECT_RATIO = 200  # `smart_resize` of the image processor refuses more
+from python_backend.families.base import Features
+from python_backend.families.qwen2_vl import Qwen2VL, plan_groups
 
 
-class Qwen2_5VL(ModelFamily):  # noqa: N801 - the model's name has the underscore
+class Qwen2_5VL(Qwen2VL):  # noqa: N801 - the model's name has the underscore
     """Serving side of `Qwen2_5_VLForConditionalGeneration`."""
 
     def __init__(self, config: Mapping[str, Any], processor_dir: Path) -> None:
         super().__init__(config, processor_dir)
-        vision = config["vision_config"]
-        self._patch, self._merge = vision["patch_size"], vision["spatial_merge_size"]
-        self._num_pixels = (
-            vision.get("in_channels", 3) * vision["temporal_patch_size"] * self._patch**2
-        )
-        self._window = vision["window_size"] // self._patch
-
-    def load_processors(self) -> None:
-        super().load_processors()
-        _ = self._processor
-
-    @cached_property
-    def _processor(self) -> Any:
-        from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
-
-        processor = image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil
-        return processor.from_pretrained(self.processor_dir)
-
-    @property
-    def encoder_tensors(self) -> tuple[TensorSpec, ...]:
-        return (
-            TensorSpec("pixel_values", "float32", ("N", self._num_pixels)),
-            TensorSpec("image_grid_thw", "int64", ("num_images", 3)),
-        )
-
-    def prepare_image(self, image: Image.Image, detail: Detail) -> PreparedImage:
-        ratio = max(image.size) / min(image.size)
-        if ratio > _MAX_ASPECT_RATIO:
-            raise InvalidImageError(
-                f"the image is {image.width} x {image.height}: one side is more than "
-                f"{_MAX_ASPECT_RATIO} times the other; crop it"
-            )
-        size = dict(self._processor.size)
-        if detail == "low":
-            size["longest_edge"] = max(
-                min(size["longest_edge"], LOW_DETAIL_PIXELS), size["shortest_edge"]
-            )
-        batch = self._processor(images=[image], size=size)
-        grid = np.asarray(batch["image_grid_thw"], np.int64)
-        features = {"pixel_values": np.asarray(batch["pixel_values"]), "image_grid_thw": grid}
-        return PreparedImage(features, int(grid.prod()) // self._merge**2)
-
-    def split_images(self, features: Features) -> list[Features]:
-        grids = features["image_grid_thw"]
-        ends = np.cumsum(grids.prod(axis=1))[:-1] if len(grids) else []
-        patches = np.split(features["pixel_values"], ends)
-        return [
-            {"pixel_values": pixels, "image_grid_thw": grids[i : i + 1]}
-            for i, pixels in enumerate(patches[: len(grids)])
-        ]
+        self._window = config["vision_config"]["window_size"] // self._patch
 
     def encoder_feeds(self, images: Sequence[Features]) -> dict[str, np.ndarray]:
+        feeds = super().encoder_feeds(images)
         grids = np.concatenate([image["image_grid_thw"] for image in images])
-        pixels = [image["pixel_values"] for image in images]
-        position_ids, window_ids, image_ids = plan_patches(grids, self._merge, self._window)
-        window_slots, window_place = plan_groups(window_ids, self._window**2)
-        image_slots, image_place = plan_groups(image_ids, int(np.bincount(image_ids).max()))
-        return {
-            "pixel_values": pixels[0] if len(pixels) == 1 else np.concatenate(pixels),
-            "position_ids": position_ids,
-            "window_slots": window_slots,
-            "window_place": window_place,
-            "image_slots": image_slots,
-            "image_place": image_place,
-        }
-
-    def split_embeds(self, embeds: np.ndarray, images: Sequence[Features]) -> list[np.ndarray]:
-        counts = [int(image["image_grid_thw"].prod()) // self._merge**2 for image in images]
-        return np.split(embeds, np.cumsum(counts)[:-1])
-
-    def positions(self, token_ids: np.ndarray, images: Sequence[Features]) -> np.ndarray:
-        """M-RoPE: text moves all three axes on by one; an image spans its grid from where it stands.
-
-        Source: `Qwen2_5_VLModel.get_rope_index` in transformers 5.23.
-        """
-        positions = np.empty((3, len(token_ids)), np.int64)
-        starts = np.flatnonzero(token_ids == self.image_token_id)
-        token, position = 0, 0
-        for image in images:
-            start = int(starts[np.searchsorted(starts, token)])
-            positions[:, token:start] = np.arange(position, position + start - token)
-            position += start - token
-            t, h, w = image["image_grid_thw"][0] // (1, self._merge, self._merge)
-            token = start + int(t * h * w)
-            positions[:, start:token] = np.indices((t, h, w)).reshape(3, -1) + position
-            position += int(max(h, w))
-        positions[:, token:] = np.arange(position, position + len(token_ids) - token)
-        return positions
+        window_ids = plan_windows(grids, feeds["position_ids"], self._window)
+        slots, place = plan_groups(window_ids, self._window**2)
+        return {**feeds, "window_slots": slots, "window_place": place}
 
 
-def plan_patches(
-    grids: np.ndarray, merge: int, window: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where each patch is, and which window and which frame it belongs to.
+def plan_windows(grids: np.ndarray, positions: np.ndarray, window: int) -> np.ndarray:
+    """Which window each patch belongs to, int64 [N].
 
     Args:
         grids: int64 [num_images, 3], frames, rows and columns of patches of each image.
-        merge: side of the square of patches that becomes one embedding; patches are ordered by it.
-        window: side of an attention window, in patches.
-
-    Returns:
-        position_ids int64 [N, 2] (row, column), window_ids int64 [N], frame_ids int64 [N].
+        positions: int64 [N, 2], row and column of each patch in its image.
+        window: side of a window, in patches.
     """
-    positions, windows, frames = [], [], []
-    num_windows = num_frames = 0
-    for t, h, w in grids.tolist():
-        row, column = np.indices((h, w))
-        order = (h // merge, merge, w // merge, merge)
-        row, column = (a.reshape(order).transpose(0, 2, 1, 3).ravel() for a in (row, column))
-        ids = row // window * -(-w // window) + column // window
-        for _ in range(t):
-            positions.append(np.stack([row, column], axis=1))
-            windows.append(ids + num_windows)
-            frames.append(np.full(h * w, num_frames))
-            num_windows += int(ids.max()) + 1
-            num_frames += 1
-    return np.concatenate(positions), np.concatenate(windows), np.concatenate(frames)
-
-
-def plan_groups(group_ids: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gather indices that put each patch into a slot of its group, and back.
-
-    Args:
-        group_ids: int64 [N], 0 to G - 1.
-        num_slots: L, at least the size of the largest group.
-
-    Returns:
-        slots int64 [G, L], the patch in each slot, -1 where empty; place int64 [N], the inverse
-        into the flattened slots.
-    """
-    order = np.argsort(group_ids, kind="stable")
-    groups = group_ids[order]
-    first = np.searchsorted(groups, np.arange(groups[-1] + 1))
-    at = groups * num_slots + np.arange(len(groups)) - first[groups]
-    slots = np.full((groups[-1] + 1) * num_slots, -1, np.int64)
-    slots[at] = order
-    place = np.empty(len(groups), np.int64)
-    place[order] = at
-    return slots.reshape(-1, num_slots), place
+    counts = grids[:, 1] * grids[:, 2]
+    across = -(-grids[:, 2] // window)
+    num_windows = -(-grids[:, 1] // window) * across
+    # Frame by frame: each has windows of its own.
+    image_of_frame = np.repeat(np.arange(len(grids)), grids[:, 0])
+    first = np.cumsum(num_windows[image_of_frame]) - num_windows[image_of_frame]
+    frames = np.repeat(np.arange(len(image_of_frame)), counts[image_of_frame])
+    row, column = (positions // window).T
+    ids: np.ndarray = first[frames] + row * across[image_of_frame[frames]] + column
+    return ids

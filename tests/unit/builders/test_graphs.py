@@ -55,7 +55,7 @@ def test_file_has_exactly_the_inputs_and_outputs_of_the_manifest(tiny):
 def _write(tiny, folder: Path, name: str, precision: Precision):
     """(path, spec) of one graph of the tiny checkpoint."""
     source = open_source(str(tiny.checkpoint))
-    graphs = family_graphs("qwen2_5_vl")(source.config)
+    graphs = family_graphs(tiny.shape.model_type)(source.config)
     if name == "decoder":
         model, spec = graphs.decoder(precision, BuildLimits(max_model_len=64))
     else:

@@ -1,4 +1,4 @@
-"""The family against Hugging Face: pixels, positions, and the tower over many pictures at once."""
+"""The Qwen-VL line against Hugging Face: pixels, positions, and the towers over many pictures at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from python_backend.config import EngineConfig
 from python_backend.errors import InvalidImageError
 from python_backend.families import load_family
 from python_backend.families.base import LOW_DETAIL_PIXELS
-from python_backend.families.qwen2_5_vl import plan_groups, plan_patches
+from python_backend.families.qwen2_5_vl import plan_windows
+from python_backend.families.qwen2_vl import plan_groups, plan_patches
+from python_backend.families.qwen3_vl import plan_resampling
 from python_backend.loading import load_vision_encoder
 from python_backend.vision_encoder import EncoderImage
 from tests.tiny.conversations import CONVERSATIONS
@@ -110,8 +113,12 @@ def _hf_tower(tiny, prepared):
         features = tiny.hf.get_image_features(
             pixel_values=torch.from_numpy(pixels), image_grid_thw=torch.from_numpy(grids)
         )
-    features = getattr(features, "pooler_output", features)
-    return [embeds.numpy() for embeds in features]
+    levels = [
+        torch.cat(level).split([len(e) for e in features.pooler_output])
+        for level in getattr(features, "deepstack_features", ())
+    ]
+    parts = zip(features.pooler_output, *levels, strict=True)
+    return [torch.cat(part, dim=1).numpy() for part in parts]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +150,8 @@ def test_embeddings_equal_the_huggingface_tower(tiny, family, sizes, max_patches
 )
 def test_windows_and_frames_partition_the_patches(grids, window):
     grids = np.array([(t, 2 * h, 2 * w) for t, h, w in grids])
-    positions, windows, frames = plan_patches(grids, 2, window)
+    positions, frames = plan_patches(grids, 2)
+    windows = plan_windows(grids, positions, window)
     assert len(positions) == grids.prod(axis=1).sum()
     assert sorted(set(frames.tolist())) == list(range(grids[:, 0].sum()))
     assert sorted(set(windows.tolist())) == list(range(windows.max() + 1))
@@ -167,3 +175,20 @@ def test_slots_and_places_are_inverse(sizes, seed):
     assert (slots >= 0).sum() == len(ids)
     for group, row in enumerate(slots):
         assert (ids[row[row >= 0]] == group).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    grids=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3),
+    side=st.integers(1, 9),
+)
+def test_resampling_equals_huggingface(grids, side):
+    grids = np.array([(1, 2 * h, 2 * w) for h, w in grids])
+    positions, _ = plan_patches(grids, 2)
+    sizes = np.repeat(grids[:, 1:], grids.prod(axis=1), axis=0)
+    index, weight = plan_resampling(positions, sizes, side)
+    expected = get_vision_interpolation_indices_and_weights(
+        torch.from_numpy(grids), side, align_corners=True, spatial_merge_size=2
+    )
+    np.testing.assert_array_equal(index, expected[0].numpy())
+    np.testing.assert_array_equal(weight, expected[1].numpy())

@@ -1,0 +1,41 @@
+"""What a tiny checkpoint is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """One tiny checkpoint.
+
+    Attributes:
+        name: of the folder.
+        config: config.json.
+        preprocessor: preprocessor_config.json.
+        layout: `hub` (config and tensor names as on the hub) or `transformers` (what
+            `save_pretrained` of transformers 5 writes).
+        hub_names: beginnings of the names of transformers 5, and what the hub has instead.
+        num_files: safetensors files; more than one come with an index.
+        seed: of the weights.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    preprocessor: Mapping[str, Any]
+    layout: Literal["hub", "transformers"] = "hub"
+    hub_names: Mapping[str, str] = field(default_factory=dict)
+    num_files: int = 1
+    seed: int = 0
+
+    @property
+    def model_type(self) -> str:
+        """The family."""
+        return str(self.config["model_type"])
+
+    @property
+    def num_layers(self) -> int:
+        """Of the decoder."""
+        return int((self.config.get("text_config") or self.config)["num_hidden_layers"])
