@@ -7,7 +7,9 @@ capacity, D head size, V vocabulary, L logits per row) is the table in docs/arch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,8 +17,9 @@ from onnxscript import nn
 
 from builders import functions
 from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
-from builders.modules import Embedding, GatedMLP, Linear, Op, RMSNorm, Rotary
+from builders.modules import Embedding, GatedMLP, Linear, Op, RMSNorm, Rotary, rope_inv_freq
 from builders.precision import Precision
+from python_backend.errors import BundleError
 from python_backend.spec import GraphSpec, TensorSpec
 
 
@@ -38,6 +41,7 @@ class DecoderConfig:
         qkv_bias: whether q, k and v projections have a bias.
         tied_embeddings: whether the output head is the embedding table.
         max_model_len: C.
+        activation: of the MLP, its name in config.json.
         o_bias: whether the attention's output projection has a bias.
         has_qk_norm: whether every head's query and key are normed before they are rotated.
         num_deepstack_layers: first layers that add a part of the image embedding of their own to its token.
@@ -56,6 +60,7 @@ class DecoderConfig:
     qkv_bias: bool
     tied_embeddings: bool
     max_model_len: int
+    activation: str = "silu"
     o_bias: bool = False
     has_qk_norm: bool = False
     num_deepstack_layers: int = 0
@@ -64,6 +69,36 @@ class DecoderConfig:
     def embeds_size(self) -> int:
         """Numbers of one image embedding."""
         return self.hidden_size * (1 + self.num_deepstack_layers)
+
+
+def common_config(
+    text: Mapping[str, Any], max_model_len: int, *, tied_embeddings: bool, qkv_bias: bool
+) -> DecoderConfig:
+    """The decoder of a Hugging Face text config of the kind that Llama began.
+
+    Raises:
+        BundleError: it has something that no graph here computes.
+    """
+    if "sliding_attention" in (text.get("layer_types") or ()):
+        raise BundleError("this checkpoint uses sliding-window attention, which is not supported")
+    rope = text["rope_parameters"]
+    head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    return DecoderConfig(
+        hidden_size=text["hidden_size"],
+        intermediate_size=text["intermediate_size"],
+        num_layers=text["num_hidden_layers"],
+        num_heads=text["num_attention_heads"],
+        num_kv_heads=text["num_key_value_heads"],
+        head_dim=head_dim,
+        vocab_size=text["vocab_size"],
+        norm_epsilon=text["rms_norm_eps"],
+        inv_freq=rope_inv_freq(head_dim, rope),
+        rope_axes=None,
+        qkv_bias=qkv_bias,
+        tied_embeddings=tied_embeddings,
+        max_model_len=max_model_len,
+        activation=text["hidden_act"],
+    )
 
 
 def decoder_spec(config: DecoderConfig, compute: str) -> GraphSpec:
@@ -142,7 +177,12 @@ class _Layer(nn.Module):
         self.input_layernorm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
         self.self_attn = _Attention(config, precision)
         self.post_attention_layernorm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
-        self.mlp = GatedMLP(precision, config.hidden_size, config.intermediate_size)
+        self.mlp = GatedMLP(
+            precision,
+            config.hidden_size,
+            config.intermediate_size,
+            activation=config.activation,
+        )
 
     def forward(
         self, op: Op, x: ir.Value, *context: ir.Value

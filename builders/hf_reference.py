@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
+from builders.families.base import FamilyGraphs
 from builders.precision import BLOCK_SIZE
 from builders.quantize import block_quantize
 from builders.verify import ReferenceCase
@@ -22,12 +24,13 @@ _QUESTION: dict[str, Any] = {"role": "user", "content": "What can you tell me ab
 
 
 def huggingface_cases(
-    folder: Path, preprocessor: Preprocessor, weight_bits: int | None
+    folder: Path, graphs: FamilyGraphs, preprocessor: Preprocessor, weight_bits: int | None
 ) -> list[ReferenceCase]:
     """Run the checkpoint in `folder` on a text, on one picture and on two in two turns.
 
     Args:
         folder: the checkpoint.
+        graphs: of its family.
         preprocessor: makes the model's inputs; that it equals the Hugging Face processor is shown
         by
             the tests of its family.
@@ -50,10 +53,11 @@ def huggingface_cases(
         {"role": "assistant", "content": "Noise."},
         {"role": "user", "content": [{"type": "text", "text": "And in this one?"}, image]},
     ]
+    reference = _Reference(model, graphs, preprocessor)
     return [
-        _case(model, preprocessor, "text", [_QUESTION], []),
-        _case(model, preprocessor, "one image", [one], images[:1]),
-        _case(model, preprocessor, "two images in two turns", turns, images),
+        reference.case("text", [_QUESTION], []),
+        reference.case("one image", [one], images[:1]),
+        reference.case("two images in two turns", turns, images),
     ]
 
 
@@ -72,48 +76,54 @@ def _round_weights(model: Any, weight_bits: int) -> None:
         module.weight = torch.nn.Parameter(rounded, requires_grad=False)
 
 
-def _case(
-    model: Any,
-    preprocessor: Preprocessor,
-    name: str,
-    messages: list[dict[str, Any]],
-    images: list[bytes],
-) -> ReferenceCase:
-    prepared = preprocessor.prepare({"messages": messages}, images)
-    family, prompt = preprocessor.family, prepared.prompt
-    features = family.join_images(prepared.images) if images else {}
-    inputs = {name: torch.from_numpy(array) for name, array in features.items()}
-    input_ids = torch.from_numpy(prompt.token_ids)[None]
-    greedy: Any = GenerationConfig
-    with torch.no_grad():
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            mm_token_type_ids=(input_ids == family.image_token_id).int(),
-            **inputs,
-            # Plain greedy decoding to a fixed length, whatever the checkpoint's own settings are.
-            generation_config=greedy(
-                do_sample=False,
-                min_new_tokens=0,
-                max_new_tokens=_NUM_TOKENS,
-                pad_token_id=0,
-                return_dict_in_generate=True,
-                output_logits=True,
-            ),
+class _Reference:
+    """The Hugging Face model, asked through the family's own preprocessing."""
+
+    def __init__(self, model: Any, graphs: FamilyGraphs, preprocessor: Preprocessor) -> None:
+        self._model, self._graphs, self._preprocessor = model, graphs, preprocessor
+
+    def case(self, name: str, messages: list[dict[str, Any]], images: list[bytes]) -> ReferenceCase:
+        prepared = self._preprocessor.prepare({"messages": messages}, images)
+        prompt = prepared.prompt
+        features = [image.features for image in prepared.images]
+        arrays = self._graphs.reference_inputs(features) if features else {}
+        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        input_ids = torch.from_numpy(prompt.token_ids)[None]
+        is_image = torch.from_numpy(prompt.image_index >= 0)[None].int()
+        # Families that tell image tokens from others call it one or the other.
+        takes = inspect.signature(self._model.forward).parameters
+        token_types = ("mm_token_type_ids", "token_type_ids")
+        greedy: Any = GenerationConfig
+        with torch.no_grad():
+            output = self._model.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                **{name: is_image for name in token_types if name in takes},
+                **inputs,
+                # Plain greedy decoding to a fixed length, whatever the checkpoint's own settings are.
+                generation_config=greedy(
+                    do_sample=False,
+                    min_new_tokens=0,
+                    max_new_tokens=_NUM_TOKENS,
+                    pad_token_id=0,
+                    return_dict_in_generate=True,
+                    output_logits=True,
+                ),
+            )
+            embeds = image_embeds(self._model, inputs) if images else None
+        return ReferenceCase(
+            name=name,
+            messages=messages,
+            images=images,
+            prompt_token_ids=prompt.token_ids,
+            image_embeds=embeds,
+            logits=torch.cat(output.logits).numpy(),
+            greedy_token_ids=output.sequences[0, input_ids.shape[1] :].tolist(),
         )
-        embeds = _image_embeds(model, inputs) if images else None
-    return ReferenceCase(
-        name=name,
-        messages=messages,
-        images=images,
-        prompt_token_ids=prompt.token_ids,
-        image_embeds=embeds,
-        logits=torch.cat(output.logits).numpy(),
-        greedy_token_ids=output.sequences[0, input_ids.shape[1] :].tolist(),
-    )
 
 
-def _image_embeds(model: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+def image_embeds(model: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """What the Hugging Face tower makes of images, as the decoder graph takes it."""
     features = model.get_image_features(**inputs)
     # What the first decoder layers add (DeepStack) stands beside what takes the token's place.
     parts = [features.pooler_output, *getattr(features, "deepstack_features", ())]

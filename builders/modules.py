@@ -9,7 +9,7 @@ capacity.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -325,10 +325,37 @@ class Rotary(nn.Module):
         return op.Cast(cos, to=self._compute), op.Cast(sin, to=self._compute)
 
 
-def rope_inv_freq(head_dim: int, theta: float) -> np.ndarray:
-    """float32 [head_dim/2]: theta^(-2j/head_dim).
+def rope_inv_freq(head_dim: int, rope: Mapping[str, Any]) -> np.ndarray:
+    """The angle per unit of position of each frequency, float32 [head_dim/2].
 
-    Source: `ROPE_INIT_FUNCTIONS["default"]` in transformers 5.23 `modeling_rope_utils.py`.
+    Args:
+        head_dim: of what is rotated.
+        rope: `rope_parameters` of a Hugging Face config.
+
+    Raises:
+        BundleError: its kind is not written here.
+
+    Source: `ROPE_INIT_FUNCTIONS` in transformers 5.23 `modeling_rope_utils.py`.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    return (1.0 / np.float32(theta) ** exponents).astype(np.float32)
+    inv_freq = 1.0 / np.float32(rope["rope_theta"]) ** exponents
+    kind = rope.get("rope_type", "default")
+    if kind == "linear":
+        inv_freq = inv_freq / np.float32(rope["factor"])
+    elif kind == "llama3":
+        inv_freq = _llama3_inv_freq(inv_freq, rope)
+    elif kind != "default":
+        raise BundleError(
+            f"rope type {kind!r} is not supported; supported are default, linear, llama3"
+        )
+    return inv_freq.astype(np.float32)
+
+
+def _llama3_inv_freq(inv_freq: np.ndarray, rope: Mapping[str, Any]) -> np.ndarray:
+    """Slow frequencies are stretched by `factor`, fast ones kept, those between blended."""
+    context, factor = rope["original_max_position_embeddings"], np.float32(rope["factor"])
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    wavelength = 2 * np.pi / inv_freq
+    kept = np.clip((context / wavelength - low) / (high - low), 0, 1)
+    blended: np.ndarray = (1 - kept) * inv_freq / factor + kept * inv_freq
+    return blended

@@ -142,7 +142,7 @@ def axial_rope(
     Source: `Qwen2_5_VisionRotaryEmbedding` in transformers 5.23.
     """
     half = head_dim // 2
-    inv_freq = constant(op, rope_inv_freq(half, 10000.0), "inv_freq")
+    inv_freq = constant(op, rope_inv_freq(half, {"rope_theta": 10000.0}), "inv_freq")
     positions = op.Unsqueeze(op.Cast(position_ids, to=ir.DataType.FLOAT), [2])
     angles = op.Reshape(op.Mul(positions, inv_freq), [0, half])
     cos, sin = op.Cos(angles), op.Sin(angles)

@@ -271,7 +271,7 @@ def _verify(
     tolerance = UNROUNDED_TOLERANCE[precision]
     if cases is None:
         report.stage("Running the checkpoint in Hugging Face, eager fp32")
-        cases, reference = _huggingface_cases(model, folder), "Hugging Face in eager fp32"
+        cases, reference = _huggingface_cases(model, source), "Hugging Face in eager fp32"
         if precision != "fp32":
             tolerance, reference = ROUNDED_TOLERANCE, f"{reference}, weights rounded to {precision}"
     report.stage("Comparing with the reference")
@@ -285,7 +285,7 @@ def _verify(
     }
 
 
-def _huggingface_cases(model: ModelFolder, folder: Path) -> list[ReferenceCase]:
+def _huggingface_cases(model: ModelFolder, source: Source) -> list[ReferenceCase]:
     try:
         from builders.hf_reference import huggingface_cases
     except ImportError as error:
@@ -294,7 +294,8 @@ def _huggingface_cases(model: ModelFolder, folder: Path) -> list[ReferenceCase]:
             "allow unverified models when you serve"
         ) from error
     bits = CPU_WEIGHT_BITS[model.manifest.precision]
-    return huggingface_cases(folder, Preprocessor(model), bits)
+    graphs = family_graphs(source.config["model_type"])(source.config)
+    return huggingface_cases(source.checkpoint.folder, graphs, Preprocessor(model), bits)
 
 
 def _write_manifest(repository: Path, manifest: Manifest) -> ModelFolder:

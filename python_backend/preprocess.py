@@ -73,12 +73,14 @@ class Preprocessor:
         for i, (data, detail) in enumerate(zip(images, details.values(), strict=True)):
             try:
                 image = decode_image(data, self._limits)
-                prepared.append(self.family.prepare_image(image, detail))
+                prepared.append(self.family.prepare_image(image, detail, len(images)))
             except InvalidImageError as error:
                 error.param = list(details)[i]
                 raise
             fingerprint = self._manifest.processor_fingerprint
-            hashes.append(image_hash(image, fingerprint, detail))
+            # The same picture is another one when it is cut otherwise.
+            shapes = {name: array.shape for name, array in prepared[-1].features.items()}
+            hashes.append(image_hash(image, fingerprint, detail, repr(shapes)))
             self._check_length(sum(image.num_tokens for image in prepared), len(prepared))
         result = self.family.prepare(conversation, prepared)
         self._check_length(len(result.token_ids), len(prepared))

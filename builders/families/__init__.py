@@ -8,6 +8,7 @@ from builders.families.base import FamilyGraphs
 from python_backend.errors import BundleError
 
 _FAMILIES = {
+    "llava_onevision": ("builders.families.llava_onevision", "LlavaOnevisionGraphs"),
     "qwen2_vl": ("builders.families.qwen2_vl", "Qwen2VLGraphs"),
     "qwen3_vl": ("builders.families.qwen3_vl", "Qwen3VLGraphs"),
     "qwen2_5_vl": ("builders.families.qwen2_5_vl", "Qwen2_5VLGraphs"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from builders.precision import Precision
+from python_backend.families.base import Features
 from python_backend.spec import GraphSpec
 
 
@@ -44,6 +46,10 @@ class FamilyGraphs(ABC):
     @abstractmethod
     def decoder(self, precision: Precision, limits: BuildLimits) -> tuple[ir.Model, GraphSpec]:
         """The graph from tokens and image embeddings to logits, without numbers, and its contract."""
+
+    def reference_inputs(self, images: Sequence[Features]) -> dict[str, np.ndarray]:
+        """What the Hugging Face model takes of a prompt's images, at least one, for verification."""
+        return {name: np.concatenate([image[name] for image in images]) for name in images[0]}
 
     @abstractmethod
     def checkpoint_names(self, path: str) -> tuple[str, ...]:

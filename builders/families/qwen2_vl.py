@@ -5,16 +5,17 @@ Dimension letters: N patches, G images, L patches of the largest image, M embedd
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from builders.decoder import DecoderConfig, build_decoder
+from builders.decoder import DecoderConfig, build_decoder, common_config
 from builders.families.base import BuildLimits, FamilyGraphs
 from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
-from builders.modules import MLP, LayerNorm, Linear, Op, rope_inv_freq
+from builders.modules import MLP, LayerNorm, Linear, Op
 from builders.patch_tower import (
     NORM_EPSILON,
     Groups,
@@ -78,23 +79,14 @@ class Qwen2VLGraphs(FamilyGraphs):
     def decoder_config(self, limits: BuildLimits) -> DecoderConfig:
         """The decoder's sizes and kind."""
         text = self.config["text_config"]
-        rope = text["rope_parameters"]
-        head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-        return DecoderConfig(
-            hidden_size=text["hidden_size"],
-            intermediate_size=text["intermediate_size"],
-            num_layers=text["num_hidden_layers"],
-            num_heads=text["num_attention_heads"],
-            num_kv_heads=text["num_key_value_heads"],
-            head_dim=head_dim,
-            vocab_size=text["vocab_size"],
-            norm_epsilon=text["rms_norm_eps"],
-            inv_freq=rope_inv_freq(head_dim, rope["rope_theta"]),
-            rope_axes=self.rope_axes(rope["mrope_section"]),
-            qkv_bias=True,
+        config = common_config(
+            text,
+            limits.max_model_len,
             tied_embeddings=self.config["tie_word_embeddings"],
-            max_model_len=limits.max_model_len,
+            qkv_bias=True,
         )
+        sections = text["rope_parameters"]["mrope_section"]
+        return replace(config, rope_axes=self.rope_axes(sections))
 
     def rope_axes(self, sections: list[int]) -> np.ndarray:
         """The axis (time, height, width) that each frequency reads: consecutive sections."""

@@ -11,6 +11,7 @@ from python_backend.errors import BundleError
 from python_backend.families.base import ModelFamily
 
 _FAMILIES = {
+    "llava_onevision": ("python_backend.families.llava_onevision", "LlavaOnevision"),
     "qwen2_vl": ("python_backend.families.qwen2_vl", "Qwen2VL"),
     "qwen3_vl": ("python_backend.families.qwen3_vl", "Qwen3VL"),
     "qwen2_5_vl": ("python_backend.families.qwen2_5_vl", "Qwen2_5VL"),

@@ -103,8 +103,13 @@ class ModelFamily(ABC):
         """The tensors of `Features`, with a dynamic first axis."""
 
     @abstractmethod
-    def prepare_image(self, image: Image.Image, detail: Detail) -> PreparedImage:
-        """Resize, normalize and cut one RGB image exactly as the Hugging Face processor does.
+    def prepare_image(self, image: Image.Image, detail: Detail, num_images: int) -> PreparedImage:
+        """Resize, normalize and cut one of a prompt's images exactly as the Hugging Face processor does.
+
+        Args:
+            image: RGB.
+            detail: how closely to look.
+            num_images: in the prompt; some families look less closely at several.
 
         Raises:
             InvalidImageError: the image's shape is outside what the model takes.

@@ -55,7 +55,7 @@ class Qwen2VL(ModelFamily):
             TensorSpec("image_grid_thw", "int64", ("num_images", 3)),
         )
 
-    def prepare_image(self, image: Image.Image, detail: Detail) -> PreparedImage:
+    def prepare_image(self, image: Image.Image, detail: Detail, num_images: int) -> PreparedImage:
         ratio = max(image.size) / min(image.size)
         if ratio > _MAX_ASPECT_RATIO:
             raise InvalidImageError(

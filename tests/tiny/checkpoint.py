@@ -26,7 +26,7 @@ from tests.tiny.tokenizer import TOKEN_IDS, write_tokenizer
 def make_checkpoint(folder: Path, shape: Shape) -> Path:
     """Write a whole checkpoint of `shape` into `folder`, which is made; returns it."""
     folder.mkdir(parents=True)
-    write_tokenizer(folder)
+    write_tokenizer(folder, shape.more_special, shape.chat_template)
     _write_json(folder / "preprocessor_config.json", shape.preprocessor)
     _write_json(folder / "config.json", shape.config)
     config = AutoConfig.from_pretrained(folder)
@@ -66,7 +66,7 @@ def _tensors(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
 def _random(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
     mean, std = 0.0, math.prod(shape[1:]) ** -0.5
-    if name.endswith(".bias") or "embed_tokens" in name:
+    if name.endswith(".bias") or "embed" in name or "newline" in name:
         std = 0.1
     elif "norm" in name or name.endswith("ln_q.weight"):
         mean, std = 1.0, 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,62 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, GenerationConfig
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
+from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-_PLACEHOLDER = "<|image_pad|>"
+Inputs = dict[str, torch.Tensor]
 
 
-def hf_inputs(checkpoint: Path, messages: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Inputs of the Hugging Face model, as `Qwen2_5_VLProcessor` of transformers 5.23 makes them.
-
-    (Not that class itself, because it wants torchvision for videos.)
-    """
+def hf_inputs(checkpoint: Path, messages: Sequence[Mapping[str, Any]]) -> Inputs:
+    """Inputs of the Hugging Face model, as the processor of its family makes them."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     parts = [p for m in messages if isinstance(m["content"], list) for p in m["content"]]
     images = [Image.open(io.BytesIO(p["image"])) for p in parts if p["type"] == "image"]
-    inputs = {}
+    make = {"llava_onevision": _llava_onevision}.get(config["model_type"], _qwen)
+    return make(checkpoint, config, tokenizer, text, images)
+
+
+def _qwen(
+    checkpoint: Path, config: Any, tokenizer: Any, text: str, images: list[Image.Image]
+) -> Inputs:
+    """As `Qwen2_5_VLProcessor` of transformers 5.23, which itself wants torchvision for videos."""
+    placeholder, inputs = "<|image_pad|>", {}
     if images:
         processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
         inputs = dict(processor(images=images, return_tensors="pt"))
         for grid in inputs["image_grid_thw"]:
-            text = text.replace(_PLACEHOLDER, "<|placeholder|>" * (int(grid.prod()) // 4), 1)
-        text = text.replace("<|placeholder|>", _PLACEHOLDER)
+            text = text.replace(placeholder, "<|placeholder|>" * (int(grid.prod()) // 4), 1)
+        text = text.replace("<|placeholder|>", placeholder)
     input_ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    is_image = input_ids == tokenizer.convert_tokens_to_ids(_PLACEHOLDER)
+    is_image = input_ids == tokenizer.convert_tokens_to_ids(placeholder)
     return {"input_ids": input_ids, "mm_token_type_ids": is_image.int(), **inputs}
+
+
+class _LlavaOnevisionProcessor(LlavaOnevisionProcessor):
+    """The real one, without the check that its video processor is there: it wants torchvision."""
+
+    def check_argument_for_proper_class(self, *_: Any) -> None: ...
+
+
+def _llava_onevision(
+    checkpoint: Path, config: Any, tokenizer: Any, text: str, images: list[Image.Image]
+) -> Inputs:
+    vision = config["vision_config"]
+    processor = _LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessorPil.from_pretrained(checkpoint),
+        tokenizer=tokenizer,
+        video_processor=None,
+        num_image_tokens=(vision["image_size"] // vision["patch_size"]) ** 2,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio=config["vision_aspect_ratio"],
+    )
+    inputs = processor(text=[text], images=[images] if images else None, return_tensors="pt")
+    return {name: inputs[name] for name in inputs if name != "attention_mask"}
 
 
 def hf_greedy(

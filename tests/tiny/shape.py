@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tests.tiny.tokenizer import CHAT_TEMPLATE
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
@@ -18,6 +20,8 @@ class Shape:
         layout: `hub` (config and tensor names as on the hub) or `transformers` (what
             `save_pretrained` of transformers 5 writes).
         hub_names: beginnings of the names of transformers 5, and what the hub has instead.
+        more_special: control tokens besides Qwen's.
+        chat_template: the family's.
         num_files: safetensors files; more than one come with an index.
         seed: of the weights.
     """
@@ -27,6 +31,8 @@ class Shape:
     preprocessor: Mapping[str, Any]
     layout: Literal["hub", "transformers"] = "hub"
     hub_names: Mapping[str, str] = field(default_factory=dict)
+    more_special: tuple[str, ...] = ()
+    chat_template: str = CHAT_TEMPLATE
     num_files: int = 1
     seed: int = 0
 

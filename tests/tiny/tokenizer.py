@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -53,8 +54,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json and what the hub's checkpoints have beside it."""
+def write_tokenizer(
+    folder: Path, more_special: Sequence[str] = (), chat_template: str = CHAT_TEMPLATE
+) -> None:
+    """Write tokenizer.json and what the hub's checkpoints have beside it.
+
+    Args:
+        folder: of the checkpoint.
+        more_special: control tokens that the family has besides Qwen's; they come last.
+        chat_template: the family's.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -71,6 +80,9 @@ def write_tokenizer(folder: Path) -> None:
     assert tokenizer.get_vocab_size() == NUM_TEXT_TOKENS
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in NOT_SPECIAL])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in more_special]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
 
     model = json.loads(tokenizer.to_str())["model"]
@@ -84,9 +96,9 @@ def write_tokenizer(folder: Path) -> None:
             "normalized": False,
             "rstrip": False,
             "single_word": False,
-            "special": token in SPECIAL,
+            "special": token not in NOT_SPECIAL,
         }
-        for i, token in enumerate(SPECIAL + NOT_SPECIAL)
+        for i, token in enumerate((*SPECIAL, *NOT_SPECIAL, *more_special))
     }
     _write_json(
         folder / "tokenizer_config.json",
@@ -94,9 +106,9 @@ def write_tokenizer(folder: Path) -> None:
             "add_bos_token": False,
             "add_prefix_space": False,
             "added_tokens_decoder": added,
-            "additional_special_tokens": list(SPECIAL[1:]),
+            "additional_special_tokens": [*SPECIAL[1:], *more_special],
             "bos_token": None,
-            "chat_template": CHAT_TEMPLATE,
+            "chat_template": chat_template,
             "clean_up_tokenization_spaces": False,
             "eos_token": "<|im_end|>",
             "errors": "replace",
@@ -107,7 +119,7 @@ def write_tokenizer(folder: Path) -> None:
             "unk_token": None,
         },
     )
-    _write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    _write_json(folder / "chat_template.json", {"chat_template": chat_template})
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -1,4 +1,4 @@
-"""The Qwen-VL line against Hugging Face: pixels, positions, and the towers over many pictures at once."""
+"""What only the Qwen-VL line does: positions, plans of its towers, limits of its pictures."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
-from python_backend.config import EngineConfig
 from python_backend.errors import InvalidImageError
 from python_backend.families import load_family
 from python_backend.families.base import LOW_DETAIL_PIXELS
 from python_backend.families.qwen2_5_vl import plan_windows
 from python_backend.families.qwen2_vl import plan_groups, plan_patches
 from python_backend.families.qwen3_vl import plan_resampling
-from python_backend.loading import load_vision_encoder
-from python_backend.vision_encoder import EncoderImage
 from tests.tiny.conversations import CONVERSATIONS
 from tests.tiny.pictures import picture
+from tests.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from tests.tiny.reference import hf_inputs
 
-# Wide, tall, tiny, odd, square, and one that the processor shrinks.
-SIZES = [(211, 64), (45, 190), (5, 7), (33, 31), (112, 112), (1200, 700), (400, 20)]
+NAMES = [shape.name for shape in (*QWEN2_5_VL, *QWEN2_VL, *QWEN3_VL)]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def tiny(request, tiny_models):
+    return tiny_models(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -35,50 +36,19 @@ def family(tiny):
     return load_family(tiny.model.manifest.config, tiny.model.processor_dir)
 
 
-@pytest.fixture(scope="module")
-def processor(tiny):
-    return Qwen2VLImageProcessorPil.from_pretrained(tiny.checkpoint)
-
-
-@pytest.mark.parametrize("sizes", [SIZES[:1], SIZES[1:4], SIZES], ids=["one", "three", "all"])
-def test_prepared_images_equal_the_huggingface_processor(family, processor, sizes):
-    pictures = [picture(*size, seed=i) for i, size in enumerate(sizes)]
-    expected = processor(images=pictures)
-    prepared = [family.prepare_image(image, "auto") for image in pictures]
-    features = family.join_images(prepared)
-    np.testing.assert_array_equal(features["image_grid_thw"], expected["image_grid_thw"])
-    np.testing.assert_array_equal(features["pixel_values"], expected["pixel_values"])
-    grids = np.asarray(expected["image_grid_thw"])
-    assert [image.num_tokens for image in prepared] == (grids.prod(axis=1) // 4).tolist()
-
-
-def test_features_have_the_declared_names_and_dtypes(family):
-    for images in ([], [family.prepare_image(picture(60, 60), "auto")]):
-        features = family.join_images(images)
-        for spec in family.encoder_tensors:
-            spec.check(features[spec.name], {})
-        assert features.keys() == {spec.name for spec in family.encoder_tensors}
-
-
-def test_splitting_is_the_inverse_of_joining(family):
-    for sizes in ([], SIZES[:1], SIZES):
-        images = [family.prepare_image(picture(*size), "auto") for size in sizes]
-        parts = family.split_images(family.join_images(images))
-        assert len(parts) == len(images)
-        for part, image in zip(parts, images, strict=True):
-            for name, array in image.features.items():
-                np.testing.assert_array_equal(part[name], array)
-
-
 def test_low_detail_caps_the_pixels_and_never_raises_the_processors_limit(tied, tmp_path):
     config, large = tied.model.manifest.config, picture(1400, 1000)
     tight = load_family(config, tied.model.processor_dir)
-    assert len({tight.prepare_image(large, d).num_tokens for d in ("low", "high", "auto")}) == 1
+    assert (
+        len({tight.prepare_image(large, d, 1).num_tokens for d in ("low", "high", "auto", 1)}) == 1
+    )
     folder = shutil.copytree(tied.model.processor_dir, tmp_path / "processor")
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "max_pixels": 10**7}))
     generous = load_family(config, folder)
-    low, high, auto = (generous.prepare_image(large, d).num_tokens for d in ("low", "high", "auto"))
+    low, high, auto = (
+        generous.prepare_image(large, d, 1).num_tokens for d in ("low", "high", "auto", 1)
+    )
     assert low * 28**2 <= LOW_DETAIL_PIXELS < high * 28**2
     assert auto == high
 
@@ -86,9 +56,9 @@ def test_low_detail_caps_the_pixels_and_never_raises_the_processors_limit(tied, 
 @pytest.mark.parametrize("size", [(1000, 4), (4, 1000)])
 def test_extreme_aspect_ratio_is_refused(family, size):
     with pytest.raises(InvalidImageError, match="more than 200 times"):
-        family.prepare_image(picture(*size), "auto")
+        family.prepare_image(picture(*size), "auto", 1)
     width, height = (s * 4 // 5 for s in size)
-    family.prepare_image(picture(max(width, 4), max(height, 4)), "auto")
+    family.prepare_image(picture(max(width, 4), max(height, 4)), "auto", 1)
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -104,38 +74,6 @@ def test_positions_equal_huggingface(tiny, family, name):
     images = [] if grids is None else [{"image_grid_thw": g[None].numpy()} for g in grids]
     positions = family.positions(inputs["input_ids"][0].numpy(), images)
     np.testing.assert_array_equal(positions, expected[:, 0].numpy())
-
-
-def _hf_tower(tiny, prepared):
-    grids = np.concatenate([image.features["image_grid_thw"] for image in prepared])
-    pixels = np.concatenate([image.features["pixel_values"] for image in prepared])
-    with torch.no_grad():
-        features = tiny.hf.get_image_features(
-            pixel_values=torch.from_numpy(pixels), image_grid_thw=torch.from_numpy(grids)
-        )
-    levels = [
-        torch.cat(level).split([len(e) for e in features.pooler_output])
-        for level in getattr(features, "deepstack_features", ())
-    ]
-    parts = zip(features.pooler_output, *levels, strict=True)
-    return [torch.cat(part, dim=1).numpy() for part in parts]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "max_patches"),
-    [(SIZES[:1], 4096), (SIZES[:4], 4096), (SIZES, 4096), (SIZES[::-1], 4096), (SIZES, 100)],
-)
-def test_embeddings_equal_the_huggingface_tower(tiny, family, sizes, max_patches):
-    """Several pictures in one call, and in several calls."""
-    prepared = [family.prepare_image(picture(*size, seed=3), "auto") for size in sizes]
-    config = EngineConfig(max_encoder_patches=max_patches)
-    encoder = load_vision_encoder(tiny.model, family, config)
-    images = [EncoderImage(image.features, str(i)) for i, image in enumerate(prepared)]
-    embeds = encoder.encode(images)
-    for ours, theirs, image in zip(embeds, _hf_tower(tiny, prepared), prepared, strict=True):
-        assert len(ours) == image.num_tokens
-        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
-    encoder.close()
 
 
 # --- plans -----------------------------------------------------------------------------------------

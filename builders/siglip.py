@@ -1,0 +1,149 @@
+"""SigLIP: a plain vision transformer over square pictures of one size, `tiles`.
+
+Dimension letters: T tiles, C channels, R rows (and columns) of pixels, N patches of a tile, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import nn
+
+from builders.modules import MLP, Dense, LayerNorm, Linear, Op, Weight
+from builders.precision import Precision
+
+
+class _PatchEmbedding(nn.Module):
+    """The Conv2d whose stride is its kernel: one product per patch."""
+
+    def __init__(self, config: Mapping[str, Any], precision: Precision) -> None:
+        super().__init__()
+        self._dense = Dense(precision)
+        self._channels, self._patch = config.get("num_channels", 3), config["patch_size"]
+        self._side = config["image_size"] // self._patch
+        hidden, num_in = config["hidden_size"], self._channels * self._patch**2
+        self._shape = [hidden, num_in]
+        if precision.linked:
+            self.weight = self._dense.weight([hidden, self._channels, self._patch, self._patch])
+        else:
+            self.weight = Weight(
+                [num_in, hidden],
+                precision.compute,
+                encode=lambda array: array.reshape(self._shape).T,
+            )
+        self.bias = self._dense.weight([hidden])
+
+    def forward(self, op: Op, pixels: ir.Value) -> ir.Value:
+        """[T, C, R, R] to [T, N, H]."""
+        side, patch = self._side, self._patch
+        x = op.Reshape(pixels, [0, self._channels, side, patch, side, patch])
+        x = op.Reshape(op.Transpose(x, perm=[0, 2, 4, 1, 3, 5]), [0, side * side, self._shape[1]])
+        matrix = self.weight
+        if self._dense.precision.linked:
+            matrix = op.Reshape(self._dense.cast(op, self.weight), self._shape)
+            matrix = op.Transpose(matrix, perm=[1, 0])
+        return op.Add(op.MatMul(x, matrix), self._dense.cast(op, self.bias))
+
+
+class _Table(nn.Module):
+    def __init__(self, precision: Precision, num_rows: int, size: int) -> None:
+        super().__init__()
+        self._dense = Dense(precision)
+        self.weight = self._dense.weight([num_rows, size])
+
+    def forward(self, op: Op) -> ir.Value:
+        return self._dense.cast(op, self.weight)
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: Mapping[str, Any], precision: Precision) -> None:
+        super().__init__()
+        num_patches = (config["image_size"] // config["patch_size"]) ** 2
+        self.patch_embedding = _PatchEmbedding(config, precision)
+        self.position_embedding = _Table(precision, num_patches, config["hidden_size"])
+
+    def forward(self, op: Op, pixels: ir.Value) -> ir.Value:
+        return op.Add(self.patch_embedding(op, pixels), self.position_embedding(op))
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: Mapping[str, Any], precision: Precision) -> None:
+        super().__init__()
+        self._hidden, self._heads = config["hidden_size"], config["num_attention_heads"]
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            Linear(precision, self._hidden, self._hidden, bias=True) for _ in range(4)
+        )
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        def heads(y: ir.Value) -> ir.Value:
+            y = op.Reshape(y, [0, 0, self._heads, self._hidden // self._heads])
+            return op.Transpose(y, perm=[0, 2, 1, 3])
+
+        q, k, v = (heads(proj(op, x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        y = op.Transpose(op.Attention(q, k, v), perm=[0, 2, 1, 3])
+        return self.out_proj(op, op.Reshape(y, [0, 0, self._hidden]))
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: Mapping[str, Any], precision: Precision) -> None:
+        super().__init__()
+        hidden, epsilon = config["hidden_size"], config["layer_norm_eps"]
+        self.layer_norm1 = LayerNorm(precision, hidden, epsilon)
+        self.layer_norm2 = LayerNorm(precision, hidden, epsilon)
+        self.self_attn = _Attention(config, precision)
+        self.mlp = MLP(
+            precision, hidden, config["intermediate_size"], activation=config["hidden_act"]
+        )
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        x = op.Add(x, self.self_attn(op, self.layer_norm1(op, x)))
+        return op.Add(x, self.mlp(op, self.layer_norm2(op, x)))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: Mapping[str, Any], precision: Precision, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([_Layer(config, precision) for _ in range(num_layers)])
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        for layer in self.layers:
+            x = layer(op, x)
+        return x
+
+
+class SiglipTower(nn.Module):
+    """Tiles [T, C, R, R] to features [T, N, H].
+
+    Args:
+        name: of the tower in the graph's parameter paths.
+        config: the Hugging Face vision config.
+        precision: of weights and computation.
+        num_layers: how many layers run; None for all of them.
+        has_norm: whether the last norm is applied.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        precision: Precision,
+        *,
+        num_layers: int | None = None,
+        has_norm: bool,
+    ) -> None:
+        super().__init__(name)
+        if num_layers is None:
+            num_layers = config["num_hidden_layers"]
+        self.embeddings = _Embeddings(config, precision)
+        self.encoder = _Encoder(config, precision, num_layers)
+        self._has_norm = has_norm
+        if has_norm:
+            self.post_layernorm = LayerNorm(
+                precision, config["hidden_size"], config["layer_norm_eps"]
+            )
+
+    def forward(self, op: Op, pixels: ir.Value) -> ir.Value:
+        x = self.encoder(op, self.embeddings(op, pixels))
+        return self.post_layernorm(op, x) if self._has_norm else x
