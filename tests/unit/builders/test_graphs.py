@@ -89,11 +89,12 @@ def _decoder_feeds(spec, num_tokens=9):
     tokens = rng.integers(0, 300, (1, num_tokens))
     index = np.full((1, num_tokens), -1)
     index[0, 3:6] = [0, 1, 2]
+    axes = spec.input("position_ids").shape[:-2]
     return {
         "input_ids": tokens,
         "image_index": index,
         "image_embeds": rng.normal(0, 1, (3, hidden)).astype(np.float32),
-        "position_ids": np.broadcast_to(np.arange(num_tokens), (3, 1, num_tokens)).copy(),
+        "position_ids": np.broadcast_to(np.arange(num_tokens), (*axes, 1, num_tokens)).copy(),
         "write_indices": np.array([0]),
         "kv_lengths": np.array([num_tokens], np.int32),
         "logits_index": np.array([[num_tokens - 1]]),
