@@ -45,6 +45,15 @@ class DecoderConfig:
         o_bias: whether the attention's output projection has a bias.
         has_qk_norm: whether every head's query and key are normed before they are rotated.
         num_deepstack_layers: first layers that add a part of the image embedding of their own to its token.
+        norm_offset: added to the weight of every norm.
+        has_post_norms: whether what attention and MLP give is normed before it is added.
+        attention_scale: of the scores; None for D^-1/2.
+        embedding_scale: of the tokens' embeddings; image embeddings come as they are.
+        sees_whole_images: whether the tokens of an image see each other both ways.
+        sliding_layers: layers that see the last `sliding_window` positions only, the token's own included,
+            and rotate by `local_inv_freq`.
+        sliding_window: of those layers.
+        local_inv_freq: float32 [D/2], or None.
     """
 
     hidden_size: int
@@ -64,6 +73,19 @@ class DecoderConfig:
     o_bias: bool = False
     has_qk_norm: bool = False
     num_deepstack_layers: int = 0
+    norm_offset: float = 0.0
+    has_post_norms: bool = False
+    attention_scale: float | None = None
+    embedding_scale: float = 1.0
+    sees_whole_images: bool = False
+    sliding_layers: frozenset[int] = frozenset()
+    sliding_window: int = 0
+    local_inv_freq: np.ndarray | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether who sees whom is more than the order of the tokens."""
+        return self.sees_whole_images or bool(self.sliding_layers)
 
     @property
     def embeds_size(self) -> int:
@@ -123,7 +145,25 @@ def decoder_spec(config: DecoderConfig, compute: str) -> GraphSpec:
             *(TensorSpec(f"present_{name}", compute, cache) for name in names),
         ),
         aliases={f"present_{name}": f"past_{name}" for name in names},
+        takes_whole_images=config.sees_whole_images,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """What a layer needs beside its input.
+
+    Attributes:
+        rope: cos and sin [B, S, D/2].
+        write_indices: int64 [B].
+        kv_lengths: int32 [B].
+        mask: bool [B, 1, S, C], None where the order of the tokens and `kv_lengths` say it all.
+    """
+
+    rope: tuple[ir.Value, ir.Value]
+    write_indices: ir.Value
+    kv_lengths: ir.Value
+    mask: ir.Value | None
 
 
 class _Attention(nn.Module):
@@ -137,8 +177,8 @@ class _Attention(nn.Module):
         self.v_proj = Linear(precision, hidden, num_kv, bias=config.qkv_bias)
         self.o_proj = Linear(precision, num_q, hidden, bias=config.o_bias)
         if config.has_qk_norm:
-            self.q_norm = RMSNorm(precision, head_dim, config.norm_epsilon)
-            self.k_norm = RMSNorm(precision, head_dim, config.norm_epsilon)
+            self.q_norm = _norm(config, precision, head_dim)
+            self.k_norm = _norm(config, precision, head_dim)
 
     def _heads(self, op: Op, x: ir.Value, num_heads: int, norm: nn.Module | None) -> ir.Value:
         """[B, S, heads * D] to [B, heads, S, D]."""
@@ -146,37 +186,44 @@ class _Attention(nn.Module):
         return op.Transpose(x if norm is None else norm(op, x), perm=[0, 2, 1, 3])
 
     def forward(
-        self,
-        op: Op,
-        x: ir.Value,
-        rope: tuple[ir.Value, ir.Value],
-        past: tuple[ir.Value, ir.Value],
-        write_indices: ir.Value,
-        kv_lengths: ir.Value,
+        self, op: Op, x: ir.Value, past: tuple[ir.Value, ir.Value], context: _Context
     ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
         config = self._config
         q_norm, k_norm = (self.q_norm, self.k_norm) if config.has_qk_norm else (None, None)
         q = self._heads(op, self.q_proj(op, x), config.num_heads, q_norm)
         k = self._heads(op, self.k_proj(op, x), config.num_kv_heads, k_norm)
         v = self._heads(op, self.v_proj(op, x), config.num_kv_heads, None)
-        q, k = op.RotaryEmbedding(q, *rope), op.RotaryEmbedding(k, *rope)
-        keys = functions.cache_update(op, past[0], k, write_indices)
-        values = functions.cache_update(op, past[1], v, write_indices)
-        scale = np.array(config.head_dim**-0.5, self._precision.compute.numpy())
+        q = op.RotaryEmbedding(q, *context.rope)
+        k = op.RotaryEmbedding(k, *context.rope)
+        keys = functions.cache_update(op, past[0], k, context.write_indices)
+        values = functions.cache_update(op, past[1], v, context.write_indices)
+        factor = config.attention_scale or config.head_dim**-0.5
+        scale = np.array(factor, self._precision.compute.numpy())
         q = op.Mul(q, op.initializer(ir.tensor(scale), name="scale"))
-        y = functions.attention(op, q, keys, values, kv_lengths)
+        if context.mask is None:
+            y = functions.attention(op, q, keys, values, context.kv_lengths)
+        else:
+            y = functions.masked_attention(op, q, keys, values, context.mask)
         y = op.Reshape(
             op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, config.num_heads * config.head_dim]
         )
         return self.o_proj(op, y), (keys, values)
 
 
+def _norm(config: DecoderConfig, precision: Precision, size: int) -> RMSNorm:
+    return RMSNorm(precision, size, config.norm_epsilon, config.norm_offset)
+
+
 class _Layer(nn.Module):
     def __init__(self, config: DecoderConfig, precision: Precision) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
+        self._has_post_norms = config.has_post_norms
+        self.input_layernorm = _norm(config, precision, config.hidden_size)
         self.self_attn = _Attention(config, precision)
-        self.post_attention_layernorm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
+        self.post_attention_layernorm = _norm(config, precision, config.hidden_size)
+        if config.has_post_norms:
+            self.pre_feedforward_layernorm = _norm(config, precision, config.hidden_size)
+            self.post_feedforward_layernorm = _norm(config, precision, config.hidden_size)
         self.mlp = GatedMLP(
             precision,
             config.hidden_size,
@@ -185,9 +232,13 @@ class _Layer(nn.Module):
         )
 
     def forward(
-        self, op: Op, x: ir.Value, *context: ir.Value
+        self, op: Op, x: ir.Value, past: tuple[ir.Value, ir.Value], context: _Context
     ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
-        y, present = self.self_attn(op, self.input_layernorm(op, x), *context)
+        y, present = self.self_attn(op, self.input_layernorm(op, x), past, context)
+        if self._has_post_norms:
+            x = op.Add(x, self.post_attention_layernorm(op, y))
+            y = self.mlp(op, self.pre_feedforward_layernorm(op, x))
+            return op.Add(x, self.post_feedforward_layernorm(op, y)), present
         x = op.Add(x, y)
         return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x))), present
 
@@ -197,24 +248,26 @@ class _Model(nn.Module):
 
     def __init__(self, config: DecoderConfig, precision: Precision) -> None:
         super().__init__("model")
-        self._num_parts = 1 + config.num_deepstack_layers
+        self._config, self._precision = config, precision
         self.embed_tokens = Embedding(precision, config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([_Layer(config, precision) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
+        self.norm = _norm(config, precision, config.hidden_size)
         self.rotary = Rotary(precision, config.inv_freq, config.rope_axes)
+        if config.local_inv_freq is not None:
+            self.local_rotary = Rotary(precision, config.local_inv_freq, config.rope_axes)
 
     def forward(
         self, op: Op, feeds: dict[str, ir.Value]
     ) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:
-        index = feeds["image_index"]
-        is_image = op.Unsqueeze(op.GreaterOrEqual(index, 0), [2])
-        first, *others = self._image_parts(op, feeds["image_embeds"], op.Max(index, 0))
-        x = op.Where(is_image, first, self.embed_tokens(op, feeds["input_ids"]))
-        rope = self.rotary(op, feeds["position_ids"])
+        is_image = op.GreaterOrEqual(feeds["image_index"], 0)
+        contexts = self._contexts(op, feeds, is_image)
+        is_image = op.Unsqueeze(is_image, [2])
+        first, *others = self._image_parts(op, feeds)
+        x = op.Where(is_image, first, self._embed(op, feeds["input_ids"]))
         presents = []
         for i, layer in enumerate(self.layers):
             past = feeds[f"past_key.{i}"], feeds[f"past_value.{i}"]
-            x, present = layer(op, x, rope, past, feeds["write_indices"], feeds["kv_lengths"])
+            x, present = layer(op, x, past, contexts[i in self._config.sliding_layers])
             presents.append(present)
             if i < len(others):
                 x = op.Where(is_image, op.Add(x, others[i]), x)
@@ -222,13 +275,69 @@ class _Model(nn.Module):
         index = op.Unsqueeze(feeds["logits_index"], [2])
         return self.norm(op, op.GatherND(x, index, batch_dims=1)), presents
 
-    def _image_parts(self, op: Op, embeds: ir.Value, index: ir.Value) -> list[ir.Value]:
+    def _embed(self, op: Op, ids: ir.Value) -> ir.Value:
+        x = self.embed_tokens(op, ids)
+        if self._config.embedding_scale == 1.0:
+            return x
+        scale = np.array(self._config.embedding_scale, self._precision.compute.numpy())
+        return op.Mul(x, op.initializer(ir.tensor(scale), name="embedding_scale"))
+
+    def _image_parts(self, op: Op, feeds: dict[str, ir.Value]) -> list[ir.Value]:
         """The parts of each token's image embedding, [B, S, H] each."""
-        rows = op.Gather(embeds, index, axis=0)
-        if self._num_parts == 1:
+        rows = op.Gather(feeds["image_embeds"], op.Max(feeds["image_index"], 0), axis=0)
+        num_parts = 1 + self._config.num_deepstack_layers
+        if num_parts == 1:
             return [rows]
-        parts = op.Split(rows, axis=-1, num_outputs=self._num_parts, _outputs=self._num_parts)
-        return list(parts)
+        return list(op.Split(rows, axis=-1, num_outputs=num_parts, _outputs=num_parts))
+
+    def _contexts(
+        self, op: Op, feeds: dict[str, ir.Value], is_image: ir.Value
+    ) -> tuple[_Context, _Context]:
+        """Of the layers that see everything, and of those with a window."""
+        config, positions = self._config, feeds["position_ids"]
+        writes, lengths = feeds["write_indices"], feeds["kv_lengths"]
+        mask = sliding_mask = None
+        if config.has_mask:
+            mask, sliding_mask = _masks(op, config, writes, is_image)
+        full = _Context(self.rotary(op, positions), writes, lengths, mask)
+        if not config.sliding_layers:
+            return full, full
+        rope = full.rope if config.local_inv_freq is None else self.local_rotary(op, positions)
+        return full, _Context(rope, writes, lengths, sliding_mask)
+
+
+def _masks(
+    op: Op, config: DecoderConfig, write_indices: ir.Value, is_image: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Who sees whom, bool [B, 1, S, C], without a window and with it.
+
+    Source: `create_masks_for_vision_model` in transformers 5.23 `modeling_gemma3.py`: a token sees what comes
+    before it and all of its own image; a window is cut out of that.
+    """
+    num_tokens = op.Squeeze(op.Shape(is_image, start=1, end=2), [0])
+    key = op.initializer(ir.tensor(np.arange(config.max_model_len)), name="cache_positions")
+    start = op.Unsqueeze(write_indices, [1])  # [B, 1]
+    query = op.Unsqueeze(op.Add(start, op.Range(0, num_tokens, 1)), [2])  # [B, S, 1]
+    mask = op.LessOrEqual(key, query)  # [B, S, C]
+    if config.sees_whole_images:
+        # The number of the image each new token belongs to; images come whole, so no image begins
+        # before the new tokens.
+        before = op.Slice(
+            op.Pad(op.Cast(is_image, to=ir.DataType.INT64), [0, 1, 0, 0]), [0], [-1], [1]
+        )
+        begins = op.And(is_image, op.Equal(before, 0))
+        number = op.CumSum(op.Cast(begins, to=ir.DataType.INT64), 1)
+        query_image = op.Unsqueeze(op.Where(is_image, number, -1), [2])
+        new = op.Sub(key, start)  # [B, C], place among the new tokens
+        is_new = op.And(op.GreaterOrEqual(new, 0), op.Less(new, num_tokens))
+        place = op.Min(op.Max(new, 0), op.Sub(num_tokens, 1))
+        key_image = op.GatherElements(op.Where(is_image, number, -2), place, axis=1)
+        key_image = op.Unsqueeze(op.Where(is_new, key_image, -2), [1])
+        mask = op.Or(mask, op.Equal(query_image, key_image))
+    sliding = mask
+    if config.sliding_layers:
+        sliding = op.And(mask, op.Greater(key, op.Sub(query, config.sliding_window)))
+    return op.Unsqueeze(mask, [1]), op.Unsqueeze(sliding, [1])
 
 
 class _Head(nn.Module):
@@ -268,6 +377,7 @@ def build_decoder(config: DecoderConfig, precision: Precision) -> tuple[ir.Model
     logits = _Head(config, precision, model.embed_tokens)(builder.op, x)
     values = [logits, *(value for present in presents for value in present)]
     declare_outputs(builder, spec, values)
-    return to_model(
-        builder, [functions.attention_function(), functions.cache_update_function()]
-    ), spec
+    attention = (
+        functions.masked_attention_function if config.has_mask else functions.attention_function
+    )
+    return to_model(builder, [attention(), functions.cache_update_function()]), spec

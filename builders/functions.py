@@ -17,6 +17,10 @@ DOMAIN = "trt"
 OPSET = 24
 
 
+_ATTENTION_INPUTS = ["q", "k", "v", "mask", "query_lengths", "kv_lengths"]
+_ATTENTION_ATTRIBUTES = ["causal_kind", "query_form", "kv_form"]
+
+
 def attention_function() -> ir.Function:
     """`TRT_Attention` of a scaled query, bottom-right causal over `kv_lengths` valid cache positions.
 
@@ -26,10 +30,7 @@ def attention_function() -> ir.Function:
     nodes = [
         helper.make_node("Cast", ["kv_lengths"], ["lengths"], to=TensorProto.INT64),
         helper.make_node("ReduceMax", ["lengths"], ["longest"], keepdims=1),
-        helper.make_node("Constant", [], ["zero"], value_ints=[0]),
-        helper.make_node("Constant", [], ["capacity_axis"], value_ints=[2]),
-        helper.make_node("Slice", ["k", "zero", "longest", "capacity_axis"], ["keys"]),
-        helper.make_node("Slice", ["v", "zero", "longest", "capacity_axis"], ["values"]),
+        *_cut("longest"),
         helper.make_node(
             "Attention",
             ["q", "keys", "values", "", "", "", "lengths"],
@@ -38,12 +39,40 @@ def attention_function() -> ir.Function:
             scale=1.0,
         ),
     ]
-    return _function(
-        "TRT_Attention",
-        ["q", "k", "v", "mask", "query_lengths", "kv_lengths"],
-        nodes,
-        ["causal_kind", "query_form", "kv_form"],
-    )
+    return _function("TRT_Attention", _ATTENTION_INPUTS, nodes, _ATTENTION_ATTRIBUTES)
+
+
+def masked_attention_function() -> ir.Function:
+    """`TRT_Attention` of a scaled query over the cache positions that a bool mask [B, 1, S, C] allows.
+
+    The body cuts the cache behind the last position that anyone sees.
+    """
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["seen"], to=TensorProto.INT64),
+        helper.make_node("Constant", [], ["other_axes"], value_ints=[0, 1, 2]),
+        helper.make_node("ReduceMax", ["seen", "other_axes"], ["is_seen"], keepdims=0),
+        helper.make_node("Size", ["is_seen"], ["capacity"]),
+        helper.make_node("Constant", [], ["one"], value_int=1),
+        helper.make_node("Add", ["capacity", "one"], ["end"]),
+        helper.make_node("Range", ["one", "end", "one"], ["number"]),
+        helper.make_node("Mul", ["is_seen", "number"], ["seen_number"]),
+        helper.make_node("ReduceMax", ["seen_number"], ["longest"], keepdims=1),
+        *_cut("longest"),
+        helper.make_node("Constant", [], ["last_axis"], value_ints=[3]),
+        helper.make_node("Slice", ["mask", "zero", "longest", "last_axis"], ["allowed"]),
+        helper.make_node("Attention", ["q", "keys", "values", "allowed"], ["y"], scale=1.0),
+    ]
+    return _function("TRT_Attention", _ATTENTION_INPUTS, nodes, _ATTENTION_ATTRIBUTES)
+
+
+def _cut(length: str) -> list[onnx.NodeProto]:
+    """`keys` and `values`, the first `length` positions of `k` and `v`."""
+    return [
+        helper.make_node("Constant", [], ["zero"], value_ints=[0]),
+        helper.make_node("Constant", [], ["capacity_axis"], value_ints=[2]),
+        helper.make_node("Slice", ["k", "zero", length, "capacity_axis"], ["keys"]),
+        helper.make_node("Slice", ["v", "zero", length, "capacity_axis"], ["values"]),
+    ]
 
 
 def cache_update_function() -> ir.Function:
@@ -77,6 +106,19 @@ def attention(op: Any, q: ir.Value, k: ir.Value, v: ir.Value, kv_lengths: ir.Val
         None,
         kv_lengths,
         causal_kind="lower_right",
+        query_form="padded_bhnd",
+        kv_form="padded_bhnd",
+    )
+
+
+def masked_attention(op: Any, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value) -> ir.Value:
+    """Attention of the scaled q [B, N, S, D] over the keys that a bool mask [B, 1, S, C] allows."""
+    return op.builder.opset(DOMAIN, 1).TRT_Attention(
+        q,
+        k,
+        v,
+        mask,
+        causal_kind="none",
         query_form="padded_bhnd",
         kv_form="padded_bhnd",
     )

@@ -211,16 +211,27 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis."""
+    """Root-mean-square norm over the last axis, scaled by the checkpoint's weight plus `offset`."""
 
-    def __init__(self, precision: Precision, size: int, epsilon: float) -> None:
+    def __init__(
+        self, precision: Precision, size: int, epsilon: float, offset: float = 0.0
+    ) -> None:
         super().__init__()
         self._dense = Dense(precision)
-        self._epsilon = epsilon
-        self.weight = self._dense.weight([size])
+        self._epsilon, self._offset = epsilon, offset
+        if offset and not precision.linked:
+            self.weight = Weight(
+                [size],
+                precision.stored,
+                encode=lambda array: array.astype(np.float32) + np.float32(offset),
+            )
+        else:
+            self.weight = self._dense.weight([size])
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         scale = self._dense.cast(op, self.weight)
+        if self._offset and self._dense.precision.linked:
+            scale = op.Add(scale, op.CastLike(self._offset, scale))
         return op.RMSNormalization(x, scale, axis=-1, epsilon=self._epsilon)
 
 

@@ -31,16 +31,16 @@ FP32_TOLERANCE = 1e-4
 
 Only the order of additions differs; measured 1e-6."""
 
-ROUNDED_TOLERANCE = 0.1
+ROUNDED_TOLERANCE = 0.2
 """The same for a decoder with int8 or int4 weights against a reference with the same rounded
 weights.
 
-ONNX Runtime rounds the activations to 8 bits as well; measured 0.045 on random weights, the worst
-case."""
+ONNX Runtime rounds the activations to 8 bits as well; measured 0.05 on random weights of a Qwen and 0.14 of
+a Gemma 3. A graph that is wrong is above 1."""
 
 UNROUNDED_TOLERANCE = {"fp32": FP32_TOLERANCE, "int8": ROUNDED_TOLERANCE, "int4": 0.6}
 """The same against the weights as they were, by precision: measured 0.07 for 8 bits and 0.4 for 4
-bits of the default model. A graph that is wrong is above 1."""
+bits of the default model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

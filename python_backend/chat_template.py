@@ -63,14 +63,9 @@ class ChatTemplate:
         self._plain = self._tokenizer.backend_tokenizer
         added = self._plain.get_added_tokens_decoder()
         self._special_ids = {token.content: i for i, token in added.items() if token.special}
-        for token_id in (placeholder_id, image_token_id):
-            if token_id not in added:
-                raise BundleError(
-                    f"the tokenizer has no token {token_id}, which config.json says stands for an "
-                    "image: download the checkpoint again"
-                )
-        self._placeholder = added[placeholder_id].content
-        self.image_token = added[image_token_id].content
+        self._added = {token_id: token.content for token_id, token in added.items()}
+        self._placeholder = self.text_of(placeholder_id)
+        self.image_token = self.text_of(image_token_id)
         self._image_ids = {placeholder_id, image_token_id}
         # Longest first, so that no token hides another that it begins.
         names = sorted(self._special_ids, key=len, reverse=True)
@@ -82,6 +77,19 @@ class ChatTemplate:
         self._begins = re.compile(
             "|".join([*map(re.escape, begins), *(re.escape(end) + r"(?=\s*$)" for end in ends)])
         )
+
+    def text_of(self, token_id: int) -> str:
+        """The text of a control token.
+
+        Raises:
+            BundleError: the tokenizer has no such token.
+        """
+        if token_id not in self._added:
+            raise BundleError(
+                f"the tokenizer has no token {token_id}, which config.json says has to do with images: "
+                "download the checkpoint again"
+            )
+        return self._added[token_id]
 
     def token_ids(self, conversation: Conversation, image_texts: Sequence[str] = ()) -> np.ndarray:
         """Token ids int64 [S].

@@ -32,6 +32,13 @@ class _RequestState:
     num_open_choices: int
 
 
+def image_ranges(image_index: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """(first token, token after the last) of every run of image tokens in `image_index` [S]."""
+    is_image = np.concatenate([[False], image_index >= 0, [False]])
+    edges = np.flatnonzero(is_image[1:] != is_image[:-1]).tolist()
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
 class Engine:
     """Generates for many requests at once; they join and leave between steps.
 
@@ -81,6 +88,7 @@ class Engine:
             room if params.max_tokens is None else params.max_tokens,
             self._stop_token_ids(params),
             params.n,
+            image_ranges(prompt.image_index) if self._runner.takes_whole_images else (),
         )
         states = [self._new_state(request, choice) for choice in scheduled.choices]
         self.scheduler.add_request(scheduled)

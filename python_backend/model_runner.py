@@ -57,6 +57,11 @@ class ModelRunner:
         """Size of the KV cache when every row is full."""
         return self._cache.num_bytes
 
+    @property
+    def takes_whole_images(self) -> bool:
+        """Whether an image's tokens must be computed in one step."""
+        return self._runtime.spec.takes_whole_images
+
     def check(self, request: GenerationRequest) -> None:
         """Raise `InvalidRequestError` unless a request's tensors fit the graph and one another.
 

@@ -67,6 +67,8 @@ class Request:
         max_tokens: output tokens per choice, at most.
         stop_token_ids: tokens that end a choice.
         num_choices: answers to generate.
+        whole_ranges: parts of the prompt, as (first token, token after the last), in order, that are
+            computed in one step each even if that takes a longer chunk.
         num_computed_tokens: prompt tokens in the cache so far.
         choices: the answers.
     """
@@ -76,6 +78,7 @@ class Request:
     max_tokens: int
     stop_token_ids: frozenset[int] = frozenset()
     num_choices: int = 1
+    whole_ranges: tuple[tuple[int, int], ...] = ()
     num_computed_tokens: int = 0
     choices: list[Choice] = field(init=False)
 
@@ -86,6 +89,15 @@ class Request:
     def is_finished(self) -> bool:
         """Whether every choice has ended."""
         return all(choice.finish_reason is not None for choice in self.choices)
+
+    def chunk_end(self, num_tokens: int) -> int:
+        """Where a chunk of about `num_tokens` that begins at the first uncomputed token ends."""
+        start = self.num_computed_tokens
+        end = min(start + num_tokens, self.num_prompt_tokens)
+        for first, after in self.whole_ranges:
+            if first < end < after:
+                return first if first > start else after
+        return end
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +138,7 @@ class Scheduler:
 
     Args:
         max_num_seqs: slots.
-        max_num_batched_tokens: longest prefill chunk.
+        max_num_batched_tokens: longest prefill chunk, but for parts that must be whole.
         max_model_len: capacity of a slot, prompt and output together.
         max_waiting: requests that may wait for a slot.
     """
@@ -258,10 +270,9 @@ class Scheduler:
 
     def _plan_prefill(self, request: Request, copies: tuple[RowCopy, ...]) -> StepPlan:
         start = request.num_computed_tokens
-        num_tokens = min(self.max_num_batched_tokens, request.num_prompt_tokens - start)
-        is_last = start + num_tokens == request.num_prompt_tokens
-        choices = tuple(request.choices) if is_last else ()
-        return StepPlan("prefill", copies, choices, request, self._prefill_slot, start, num_tokens)
+        end = request.chunk_end(self.max_num_batched_tokens)
+        choices = tuple(request.choices) if end == request.num_prompt_tokens else ()
+        return StepPlan("prefill", copies, choices, request, self._prefill_slot, start, end - start)
 
     def _compact(self) -> tuple[RowCopy, ...]:
         copies: list[RowCopy] = []

@@ -69,12 +69,15 @@ class GraphSpec:
         inputs: everything that must be fed.
         outputs: everything that is computed.
         aliases: output name to the input whose memory it shares (the KV cache, updated in place).
+        takes_whole_images: whether an image's tokens must come in one call, because they see each
+            other both ways.
     """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     aliases: Mapping[str, str]
+    takes_whole_images: bool = False
 
     def input(self, name: str) -> TensorSpec:
         """The input called `name`; KeyError if there is none."""
@@ -112,6 +115,7 @@ class GraphSpec:
             "inputs": [[spec.name, spec.dtype, list(spec.shape)] for spec in self.inputs],
             "outputs": [[spec.name, spec.dtype, list(spec.shape)] for spec in self.outputs],
             "aliases": dict(self.aliases),
+            "takes_whole_images": self.takes_whole_images,
         }
 
     @classmethod
@@ -121,7 +125,8 @@ class GraphSpec:
         def tensors(rows: list[Any]) -> tuple[TensorSpec, ...]:
             return tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in rows)
 
-        return cls(data["name"], tensors(data["inputs"]), tensors(data["outputs"]), data["aliases"])
+        inputs, outputs = tensors(data["inputs"]), tensors(data["outputs"])
+        return cls(data["name"], inputs, outputs, data["aliases"], data["takes_whole_images"])
 
 
 def _find(specs: tuple[TensorSpec, ...], name: str) -> TensorSpec:

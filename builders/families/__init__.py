@@ -8,6 +8,7 @@ from builders.families.base import FamilyGraphs
 from python_backend.errors import BundleError
 
 _FAMILIES = {
+    "gemma3": ("builders.families.gemma3", "Gemma3Graphs"),
     "llava_onevision": ("builders.families.llava_onevision", "LlavaOnevisionGraphs"),
     "qwen2_vl": ("builders.families.qwen2_vl", "Qwen2VLGraphs"),
     "qwen3_vl": ("builders.families.qwen3_vl", "Qwen3VLGraphs"),

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, GenerationConfig
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
     LlavaOnevisionImageProcessorPil,
 )
@@ -20,15 +22,15 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 Inputs = dict[str, torch.Tensor]
 
 
-def hf_inputs(checkpoint: Path, messages: Sequence[Mapping[str, Any]]) -> Inputs:
+def hf_inputs(checkpoint: Path, messages: Sequence[Mapping[str, Any]], **options: Any) -> Inputs:
     """Inputs of the Hugging Face model, as the processor of its family makes them."""
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     parts = [p for m in messages if isinstance(m["content"], list) for p in m["content"]]
     images = [Image.open(io.BytesIO(p["image"])) for p in parts if p["type"] == "image"]
-    make = {"llava_onevision": _llava_onevision}.get(config["model_type"], _qwen)
-    return make(checkpoint, config, tokenizer, text, images)
+    make = _MAKERS.get(config["model_type"], _qwen)
+    return make(checkpoint, config, tokenizer, text, images, **options)
 
 
 def _qwen(
@@ -67,6 +69,32 @@ def _llava_onevision(
     )
     inputs = processor(text=[text], images=[images] if images else None, return_tensors="pt")
     return {name: inputs[name] for name in inputs if name != "attention_mask"}
+
+
+def _gemma3(
+    checkpoint: Path,
+    config: Any,
+    tokenizer: Any,
+    text: str,
+    images: list[Image.Image],
+    **options: Any,
+) -> Inputs:
+    # Attributes that Gemma's own tokenizer class has.
+    for name in ("boi", "eoi", "image"):
+        token = tokenizer.convert_ids_to_tokens(config[f"{name}_token_index"])
+        setattr(tokenizer, f"{name}_token", token)
+        setattr(tokenizer, f"{name}_token_id", config[f"{name}_token_index"])
+    processor = Gemma3Processor(
+        image_processor=Gemma3ImageProcessorPil.from_pretrained(checkpoint),
+        tokenizer=tokenizer,
+        image_seq_length=config["mm_tokens_per_image"],
+    )
+    nested = [images] if images else None
+    inputs = processor(text=[text], images=nested, return_tensors="pt", **options)
+    return {name: inputs[name] for name in inputs if name != "attention_mask"}
+
+
+_MAKERS = {"llava_onevision": _llava_onevision, "gemma3": _gemma3}
 
 
 def hf_greedy(

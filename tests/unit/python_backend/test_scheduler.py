@@ -47,6 +47,25 @@ def test_long_prompt_is_computed_in_chunks_without_gaps():
     assert [len(p.choices) for p in plans] == [0, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("ranges", "chunks"),
+    [
+        (((6, 10),), [(0, 6), (6, 8), (14, 6)]),  # a chunk ends before what does not fit
+        (((2, 15),), [(0, 2), (2, 13), (15, 5)]),  # what is longer than a chunk goes alone
+        (((8, 16),), [(0, 8), (8, 8), (16, 4)]),
+        (((0, 20),), [(0, 20)]),
+        (((1, 4), (4, 9)), [(0, 4), (4, 8), (12, 8)]),
+    ],
+)
+def test_parts_that_must_be_whole_are_computed_in_one_step(ranges, chunks):
+    scheduler = _scheduler()
+    request = Request("a", 20, 4, frozenset({STOP}), whole_ranges=ranges)
+    scheduler.add_request(request)
+    plans = [_step(scheduler) for _ in chunks]
+    assert [(p.start, p.num_scheduled_tokens) for p in plans] == chunks
+    assert plans[-1].choices
+
+
 def test_long_prompt_and_running_answer_take_turns():
     scheduler = _scheduler()
     scheduler.add_request(_request("a", max_tokens=9))

@@ -23,6 +23,7 @@ class Visit:
         abort: step before which its client leaves, if it does.
         stop_at: output token that is a stop token, per choice.
         stop_string_at: output token after which a stop string ends the choice from outside.
+        whole: the part of the prompt that must be computed in one step, if there is one.
     """
 
     arrival: int
@@ -32,11 +33,13 @@ class Visit:
     abort: int | None
     stop_at: tuple[int, ...]
     stop_string_at: int | None
+    whole: tuple[int, int] | None
 
 
 @st.composite
 def visits(draw):
     num_prompt = draw(st.integers(1, MAX_MODEL_LEN - 1))
+    edges = st.lists(st.integers(0, num_prompt), min_size=2, max_size=2, unique=True)
     return Visit(
         arrival=draw(st.integers(0, 30)),
         num_prompt=num_prompt,
@@ -45,6 +48,7 @@ def visits(draw):
         abort=draw(st.none() | st.integers(0, 50)),
         stop_at=draw(st.tuples(*[st.integers(1, 12)] * 3)),
         stop_string_at=draw(st.none() | st.integers(1, 8)),
+        whole=draw(st.none() | edges.map(lambda pair: tuple(sorted(pair)))),
     )
 
 
@@ -91,6 +95,7 @@ class Traffic:
                 visit.max_tokens,
                 frozenset({STOP_TOKEN}),
                 visit.num_choices,
+                () if visit.whole is None else (visit.whole,),
             )
             try:
                 self.scheduler.add_request(request)
@@ -149,7 +154,11 @@ class Traffic:
         name, start = plan.request.request_id, plan.start
         stop = start + plan.num_scheduled_tokens
         assert start == self.prefilled.setdefault(name, 0), "a gap or a repetition"
-        assert 1 <= plan.num_scheduled_tokens <= self.scheduler.max_num_batched_tokens
+        first, after = self.visits[int(name[1:])].whole or (0, 0)
+        assert start <= first or start >= after, "cut into what must be whole"
+        assert stop <= first or stop >= after, "cut into what must be whole"
+        is_whole = (start, stop) == (first, after)
+        assert 1 <= plan.num_scheduled_tokens <= self.scheduler.max_num_batched_tokens or is_whole
         assert self.rows[plan.slot][:start] == [(name, None, i) for i in range(start)]
         self.rows[plan.slot][start:stop] = [(name, None, i) for i in range(start, stop)]
         self.prefilled[name] = stop
