@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from builders.modules import MLP, Dense, LayerNorm, Linear, Op, Weight
+from builders.modules import MLP, Dense, LayerNorm, Linear, Op, Weight, constant
 from builders.precision import Precision
 
 
@@ -58,14 +59,20 @@ class _Table(nn.Module):
 
 
 class _Embeddings(nn.Module):
-    def __init__(self, config: Mapping[str, Any], precision: Precision) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], precision: Precision, position_ids: np.ndarray | None
+    ) -> None:
         super().__init__()
         num_patches = (config["image_size"] // config["patch_size"]) ** 2
+        self._position_ids = position_ids
         self.patch_embedding = _PatchEmbedding(config, precision)
         self.position_embedding = _Table(precision, num_patches, config["hidden_size"])
 
     def forward(self, op: Op, pixels: ir.Value) -> ir.Value:
-        return op.Add(self.patch_embedding(op, pixels), self.position_embedding(op))
+        positions = self.position_embedding(op)
+        if self._position_ids is not None:
+            positions = op.Gather(positions, constant(op, self._position_ids, "position_ids"))
+        return op.Add(self.patch_embedding(op, pixels), positions)
 
 
 class _Attention(nn.Module):
@@ -122,6 +129,7 @@ class SiglipTower(nn.Module):
         precision: of weights and computation.
         num_layers: how many layers run; None for all of them.
         has_norm: whether the last norm is applied.
+        position_ids: int64 [N], the position that each patch has; None for their order.
     """
 
     def __init__(
@@ -132,11 +140,12 @@ class SiglipTower(nn.Module):
         *,
         num_layers: int | None = None,
         has_norm: bool,
+        position_ids: np.ndarray | None = None,
     ) -> None:
         super().__init__(name)
         if num_layers is None:
             num_layers = config["num_hidden_layers"]
-        self.embeddings = _Embeddings(config, precision)
+        self.embeddings = _Embeddings(config, precision, position_ids)
         self.encoder = _Encoder(config, precision, num_layers)
         self._has_norm = has_norm
         if has_norm:

@@ -9,6 +9,8 @@ from python_backend.errors import BundleError
 
 _FAMILIES = {
     "gemma3": ("builders.families.gemma3", "Gemma3Graphs"),
+    "idefics3": ("builders.families.idefics3", "Idefics3Graphs"),
+    "smolvlm": ("builders.families.idefics3", "Idefics3Graphs"),
     "llava_onevision": ("builders.families.llava_onevision", "LlavaOnevisionGraphs"),
     "qwen2_vl": ("builders.families.qwen2_vl", "Qwen2VLGraphs"),
     "qwen3_vl": ("builders.families.qwen3_vl", "Qwen3VLGraphs"),

@@ -12,6 +12,8 @@ from python_backend.families.base import ModelFamily
 
 _FAMILIES = {
     "gemma3": ("python_backend.families.gemma3", "Gemma3"),
+    "idefics3": ("python_backend.families.idefics3", "Idefics3"),
+    "smolvlm": ("python_backend.families.idefics3", "SmolVLM"),
     "llava_onevision": ("python_backend.families.llava_onevision", "LlavaOnevision"),
     "qwen2_vl": ("python_backend.families.qwen2_vl", "Qwen2VL"),
     "qwen3_vl": ("python_backend.families.qwen3_vl", "Qwen3VL"),

@@ -13,11 +13,16 @@ from PIL import Image
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
     LlavaOnevisionImageProcessorPil,
 )
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
+from transformers.processing_utils import ProcessorMixin
 
 Inputs = dict[str, torch.Tensor]
 
@@ -94,7 +99,39 @@ def _gemma3(
     return {name: inputs[name] for name in inputs if name != "attention_mask"}
 
 
-_MAKERS = {"llava_onevision": _llava_onevision, "gemma3": _gemma3}
+class _SmolVLMProcessor(SmolVLMProcessor):
+    """The real one, without its video processor, which wants torchvision, and num2words."""
+
+    def __init__(self, image_processor: Any, tokenizer: Any, image_seq_len: int) -> None:
+        self.fake_image_token, self.global_image_token = "<fake_token_around_image>", "<global-img>"
+        self.image_token, self.video_token = "<image>", "<video>"
+        self.image_seq_len = image_seq_len
+        ProcessorMixin.__init__(self, image_processor, tokenizer, None)
+
+    def check_argument_for_proper_class(self, *_: Any) -> None: ...
+
+
+def _idefics3(
+    checkpoint: Path, config: Any, tokenizer: Any, text: str, images: list[Image.Image]
+) -> Inputs:
+    vision = config["vision_config"]
+    side = vision["image_size"] // vision["patch_size"] // config["scale_factor"]
+    if config["model_type"] == "smolvlm":
+        make, image_processor = _SmolVLMProcessor, SmolVLMImageProcessorPil
+    else:
+        make, image_processor = Idefics3Processor, Idefics3ImageProcessorPil
+    processor = make(image_processor.from_pretrained(checkpoint), tokenizer, image_seq_len=side**2)
+    inputs = processor(text=[text], images=[images] if images else None, return_tensors="pt")
+    names = ("input_ids", "pixel_values", "pixel_attention_mask")
+    return {name: inputs[name] for name in names if name in inputs}
+
+
+_MAKERS = {
+    "llava_onevision": _llava_onevision,
+    "gemma3": _gemma3,
+    "idefics3": _idefics3,
+    "smolvlm": _idefics3,
+}
 
 
 def hf_greedy(
