@@ -61,13 +61,14 @@ def to_model(builder: GraphBuilder, onnx_functions: Sequence[ir.Function] = ()) 
 def write_graph(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
     """Write `model` to `path` and its weights to `path` + `.data`, one tensor at a time.
 
-    Linked weights (`ir.ExternalTensor`) stay where they are when all weights of the model are linked;
-    the file then names the checkpoint's files by name only, and whoever loads it gives the folder.
+    Linked weights (`ir.ExternalTensor`) stay where they are when all weights of the model are linked, and
+    constants go into the file; it then names the checkpoint's files by name only, and whoever loads it
+    gives the folder.
     """
     tensors = [
         v.const_value for v in model.graph.initializers.values() if v.const_value is not None
     ]
-    if all(isinstance(t, ir.ExternalTensor) or t.nbytes < _INLINE_BYTES for t in tensors):
+    if not any(isinstance(tensor, ir.LazyTensor) for tensor in tensors):
         ir.save(model, path)
         return
     total, done = sum(tensor.nbytes for tensor in tensors), 0

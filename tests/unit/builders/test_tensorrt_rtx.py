@@ -17,23 +17,32 @@ from builders.source import open_source
 from builders.trt_engine import decoder_profiles, engine_from_onnx
 from python_backend.errors import BundleError
 from python_backend.spec import GraphSpec, TensorSpec
+from tests.tiny.shapes import SHAPES
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
-VISION_PROFILE = {"N": (4, 64, 256), "W": (1, 4, 32), "G": (1, 1, 4), "L": (4, 64, 256)}
+VISION_PROFILE = {
+    "N": (4, 64, 256),
+    "W": (1, 4, 32),
+    "G": (1, 1, 4),
+    "L": (4, 64, 256),
+    "T": (1, 2, 8),
+    "M": (1, 32, 256),
+}
 MAX_SEQS, MAX_CHUNK = 4, 32
+FAMILIES = list({shape.model_type: shape.name for shape in reversed(SHAPES.values())}.values())
 
 
 @pytest.fixture(scope="module")
 def linked_graph(tied, tmp_path_factory):
     """From graph name and dtype to (path, spec), weights left in the checkpoint.
 
-    A whole precision in place of the dtype may say otherwise.
+    A whole precision in place of the dtype may say otherwise; so may another checkpoint.
     """
-    source = open_source(str(tied.checkpoint))
-    graphs = family_graphs("qwen2_5_vl")(source.config)
 
-    def make(name, compute):
+    def make(name, compute, checkpoint=tied.checkpoint):
+        source = open_source(str(checkpoint))
+        graphs = family_graphs(source.config["model_type"])(source.config)
         if isinstance(compute, Precision):
             precision = compute
         else:
@@ -66,6 +75,17 @@ def test_linked_graph_becomes_an_engine_with_every_tensor_of_its_contract(
     profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK) if name == "decoder" else [VISION_PROFILE]
     engine = engine_from_onnx(path, spec, profiles, gpu=gpu, weights_dir=tied.checkpoint)
     assert len(engine) > 100_000
+    names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
+    assert [n for n in names if n.encode() not in engine] == []
+
+
+@pytest.mark.parametrize("name", ["vision_encoder", "decoder"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graphs_of_every_family_become_engines(tiny_models, linked_graph, family, name):
+    checkpoint = tiny_models(family).checkpoint
+    path, spec = linked_graph(name, ir.DataType.BFLOAT16, checkpoint)
+    profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK) if name == "decoder" else [VISION_PROFILE]
+    engine = engine_from_onnx(path, spec, profiles, gpu="SM89", weights_dir=checkpoint)
     names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
     assert [n for n in names if n.encode() not in engine] == []
 
