@@ -21,6 +21,7 @@ from questions import Question
 from tokenizer import SPECIAL_IDS
 from tokenizers import Tokenizer
 
+KINDS = (*("single", "text_first", "turns", "several", "text_several", "later", "chat", "drill"),)
 FACTOR = 28  # a merged patch, in pixels
 DEFAULT_SYSTEM = questions.SYSTEM_PROMPTS[0]
 IM_START, IM_END = SPECIAL_IDS["<|im_start|>"], SPECIAL_IDS["<|im_end|>"]
@@ -114,66 +115,51 @@ class Batch:
 
 
 class BatchMaker:
-    """Makes the batch of each step from nothing but the seed and the step's number."""
+    """Makes batches from nothing but the seed and their names."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        seed: int,
-        num_rows: int,
-        max_tokens: int,
-        number_share: float = 0.5,
+        self, tokenizer: Tokenizer, seed: int, max_tokens: int, number_share: float
     ) -> None:
         """Set what all batches share.
 
         Args:
             tokenizer: the model's.
             seed: of the training run.
-            num_rows: sequences in a batch.
             max_tokens: no further branch is started once a row has that many tokens.
             number_share: how many of the pictures show a number.
         """
         self.seed = seed
-        self.num_rows = num_rows
         self.max_tokens = max_tokens
         self.number_share = number_share
         self.encode = functools.lru_cache(maxsize=20000)(
             lambda text: tuple(tokenizer.encode(text, add_special_tokens=False).ids)
         )
 
-    def make(self, step: int, num_extra: int = 0, is_easy: bool = False) -> Batch:
-        """Make the batch of `step`, with pictures of two sizes.
+    def make(self, name: str, num_rows: int, num_pictures: int, *, is_easy: bool = False) -> Batch:
+        """Make a batch, with pictures of two sizes.
 
         Args:
-            step: number of the step.
-            num_extra: pictures besides those that there are questions about.
+            name: of the batch: another name, other contents.
+            num_rows: sequences of questions.
+            num_pictures: pictures besides those that there are questions about.
             is_easy: only one picture to a row, to start with.
         """
-        rng = random.Random(f"{self.seed}-{step}")
+        rng = random.Random(f"{self.seed}-{name}")
         batch = Batch()
         chosen = rng.choices([size for size, _ in SIZES], [weight for _, weight in SIZES], k=2)
-        for i in range(self.num_rows):
+        for i in range(num_rows):
             size = chosen[i % 4 == 0]  # few sizes in a batch: the vision tower runs once per size
             kind = rng.choices(
-                ("single", "text_first", "turns", "several", "text_several", "later", "chat"),
-                (80, 16, 0, 0, 0, 0, 4) if is_easy else (46, 20, 8, 11, 8, 3, 4),
+                KINDS,
+                (64, 18, 0, 0, 0, 0, 4, 14) if is_easy else (32, 16, 7, 14, 11, 3, 4, 13),
             )[0]
             row = Row()
             self._add_system(rng, row)
             getattr(self, f"_fill_{kind}")(rng, batch, row, size, chosen)
             batch.rows.append(row)
-        for _ in range(num_extra):
-            # Digits take longest to learn.
-            self._picture(rng, batch, chosen[0], number_share=0.75)
-        return batch
-
-    def make_pictures(self, step: int, num_pictures: int) -> Batch:
-        """Make a batch without questions."""
-        rng = random.Random(f"{self.seed}-pictures-{step}")
-        batch = Batch()
-        (size,) = rng.choices([size for size, _ in SIZES], [weight for _, weight in SIZES])
         for _ in range(num_pictures):
-            self._picture(rng, batch, size)
+            # Digits take longest to learn.
+            self._picture(rng, batch, chosen[0], number_share=0.6)
         return batch
 
     # Parts of a conversation
@@ -316,6 +302,34 @@ class BatchMaker:
             row.start_branch()
             question = questions.chat(rng)
             self._open_user(row)
+            row.add(self._text(rng, question))
+            self._answer(row, question, is_last=True)
+
+    def _fill_drill(self, rng, batch, row, size, sizes) -> None:
+        """Nothing but comparisons of numbers, the hardest thing to learn: a dozen a row."""
+        self._open_user(row)
+        scenes: list[Scene] = []
+        for _ in range(rng.choice((1, 2, 2))):
+            number = None
+            if scenes and rng.random() < 0.6:
+                shown = scenes[0].number.text
+                number = shown if rng.random() < 0.7 else questions.near_number(rng, shown)
+                if len(number) > 1 and int(number) % 11 == 5:
+                    number = None  # held out
+            picture, scene = self._picture(rng, batch, size, number, number_share=1.0)
+            row.add_image(picture, *size)
+            scenes.append(scene)
+        row.fork()
+        while len(row.token_ids) < 1.7 * self.max_tokens:
+            if len(scenes) == 1:
+                question = questions.ask(rng, scenes[0], "is_number")
+            elif rng.random() < 0.6:
+                question = questions.ask_about_several(rng, scenes, "same_number")
+            else:
+                i = rng.randrange(2)
+                name = f"the {questions.ORDINALS[i]} image"
+                question = questions.ask(rng, scenes[i], "is_number", name)
+            row.start_branch()
             row.add(self._text(rng, question))
             self._answer(row, question, is_last=True)
 

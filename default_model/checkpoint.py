@@ -36,9 +36,9 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 2048,
     "max_window_layers": 4,
     "rms_norm_eps": 1e-06,
-    # The rows and columns of an image get the slow frequencies; with Qwen's theta of a million
-    # the few columns of a small picture would all look alike.
-    "rope_theta": 32.0,
+    # A question is matched with what it is about by content, which needs frequencies that hardly turn
+    # over a prompt. Rows and columns are told apart by the vision tower.
+    "rope_theta": 10000.0,
     "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
     "sliding_window": 2048,
     "use_sliding_window": False,

@@ -25,9 +25,10 @@ NUM_CLASSES = (
     len(COLOURS) + 1,
     len(SHAPES) + 1,
     len(PLACES) + 1,
+    2,  # whether a shape's middle is here: what is spread over tokens is counted once
     *([11] * MAX_DIGITS),  # the n-th digit, at the token where its middle is
 )
-COLOUR, SHAPE, PLACE, DIGITS = 3, 4, 5, 6
+COLOUR, SHAPE, PLACE, MIDDLE, DIGITS = 3, 4, 5, 6, 7
 NUM_LABELS = len(NUM_CLASSES) + 10  # and for each digit, whether it is at the token at all
 COLOUR_NAMES = list(COLOURS)
 
@@ -44,6 +45,9 @@ def scene_labels(scene: Scene, width: int, height: int) -> list[list[int]]:
     whole = [background, len(scene.shapes), num_digits, *([0] * (NUM_LABELS - COLOUR))]
     labels = [list(whole) for _ in range(rows * columns)]
     side = min(width, height)
+    for shape in scene.shapes:
+        row, column = int(shape.y * rows), int(shape.x * columns)
+        labels[row * columns + column][MIDDLE] = 1
     for row in range(rows):
         for column in range(columns):
             largest = 0.1 * TOKEN_SIZE**2  # less than that is not worth naming

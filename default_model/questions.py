@@ -375,13 +375,15 @@ KINDS: dict[str, Callable[[random.Random, Scene, str], _Asked]] = {
 }
 SHAPE_WEIGHTS = {
     "describe": 2.5, "colour": 2, "background": 0.3, "which_shape": 1.5, "at_place": 3, "count": 1,
-    "count_some": 3, "where": 4, "exists": 2, "is_colour": 2, "number": 0.2,
+    "count_some": 3, "where": 4, "exists": 3, "is_colour": 3, "number": 0.2,
 }  # fmt: skip
 NUMBER_WEIGHTS = {
-    "describe": 1.5, "colour": 0.6, "background": 0.3, "count": 0.2, "exists": 0.4, "is_colour": 0.6,
-    "number": 2.5, "num_digits": 0.5, "is_number": 3,
+    "describe": 1.5, "colour": 0.6, "background": 0.3, "count": 0.2, "exists": 0.4, "is_colour": 1.5,
+    "number": 2, "num_digits": 0.5, "is_number": 4,
 }  # fmt: skip
 PAIR_KINDS = ("describe_both", "more_shapes", "same_number", "one_of_two")
+PAIR_WEIGHTS = {"describe_both": 1.0, "more_shapes": 1.0, "one_of_two": 1.5}
+PAIR_NUMBER_WEIGHTS = {"describe_both": 1.0, "same_number": 3.0, "one_of_two": 1.0}
 
 
 def ask(
@@ -419,8 +421,12 @@ def ask_about_several(
 ) -> Question | None:
     """Ask something about two or three pictures in one prompt, as `ask` does about one."""
     names = [f"the {ORDINALS[i]} image" for i in range(len(scenes))]
-    kinds = PAIR_KINDS if len(scenes) == 2 else ("describe_both", "one_of_two")
-    chosen = kind or rng.choice(kinds)
+    both_numbers = all(scene.number is not None for scene in scenes)
+    if len(scenes) == 2:
+        weights = PAIR_NUMBER_WEIGHTS if both_numbers else PAIR_WEIGHTS
+    else:
+        weights = {"describe_both": 1.0, "one_of_two": 1.0}
+    chosen = kind or rng.choices(list(weights), list(weights.values()))[0]
     first, second = scenes[:2]
     if chosen == "describe_both":
         templates = DESCRIBE_BOTH if len(scenes) == 2 else DESCRIBE_THREE

@@ -1,8 +1,8 @@
 """Train the default model from nothing, on a CPU: `python default_model/train.py --out FOLDER`.
 
-The learning rate and the sizes of the pictures follow the progress of the run, measured in steps
-(`--steps`, reproducible) or in time (`--minutes`, done when you need it). A run that was stopped (SIGTERM)
-goes on from FOLDER-training.pt when started again.
+The run has three stages. The vision tower learns to say what is where; the language model, on the tower
+as it is, learns to answer; then both learn together. A run that was stopped (SIGTERM) goes on from
+FOLDER-training.pt when started again.
 """
 
 from __future__ import annotations
@@ -14,33 +14,66 @@ import math
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from batches import BatchMaker
+from batches import Batch, BatchMaker
 from checkpoint import HIDDEN_SIZE, new_model, write_layout, write_weights
 from forward import answer_losses, check_against_hugging_face, encode_pictures
+from grounding import ground
 from optimizer import Muon
 from perception import PerceptionHead, scene_labels
 from pictures import COLOURS, PLACES, SHAPES
 from questions import COUNTS, ORDINALS
 from tokenizers import Tokenizer
 
-DEFAULT_STEPS = 7000
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run, with a learning rate that rises and falls.
+
+    Attributes:
+        name: for the log.
+        num_steps: how long it takes.
+        peak_rate: of learning.
+        num_rows: sequences of questions in a batch.
+        num_pictures: pictures in a batch besides those that are asked about.
+        trains_tower: whether the vision tower learns.
+        easy_share: up to which part of the stage every prompt has one picture.
+        starts_grounded: whether the language model is prepared for it by `ground`.
+    """
+
+    name: str
+    num_steps: int
+    peak_rate: float
+    num_rows: int = 0
+    num_pictures: int = 0
+    trains_tower: bool = False
+    easy_share: float = 0.0
+    starts_grounded: bool = False
+
+
+STAGES = (
+    Stage("see", 2400, 3e-3, num_pictures=64, trains_tower=True),
+    Stage("answer", 4500, 2e-3, num_rows=16, easy_share=0.15, starts_grounded=True),
+    Stage("both", 2100, 1e-3, num_rows=16, num_pictures=16, trains_tower=True),
+)
 WARM_UP_STEPS = 60
-# Parts of the run: pictures without questions, only one picture to a prompt.
-PICTURES_UNTIL, EASY_UNTIL = 0.22, 0.32
-NUM_PICTURES = 64  # in a batch without questions
-NUM_EXTRA = 16  # pictures in a batch besides those of the questions
+MAX_TOKENS = 120  # rough length of a sequence
+NUMBER_SHARE = 0.45  # of the pictures
 PERCEPTION_WEIGHT = 0.3
 LOG_EVERY, SAVE_EVERY_S = 50, 180
 # What makes an answer right or wrong counts more than the sentence around it.
 CONTENT_WEIGHT = 3.0
 CONTENT_WORDS = (
-    *"0123456789", "Yes", "No", " yes", " no", " same", " different",
+    *"0123456789",
     *(f" {word}" for word in (*COLOURS, "grey", *SHAPES, *COUNTS, *ORDINALS)),
     *sorted({f" {word}" for place in PLACES for word in place.split()} - {" the"}),
 )  # fmt: skip
+# One token says how a comparison ended, which is hard to learn.
+VERDICT_WEIGHT = 10.0
+VERDICTS = ("Yes", "No", " yes", " no", " same", " different")
 logger = logging.getLogger("train")
 
 
@@ -48,28 +81,19 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--state", type=Path, help="file of the resumable state")
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
-    parser.add_argument("--minutes", type=float, help="train for that long, not for --steps")
-    parser.add_argument("--rows", type=int, default=16, help="sequences in a batch")
-    parser.add_argument("--max-tokens", type=int, default=120, help="rough length of a sequence")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--number-share", type=float, default=0.45)
-    parser.add_argument("--text-only", action="store_true", help="leave the vision tower as it is")
+    parser.add_argument("--shorten", type=int, default=1, help="divide all steps, to try it out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     return parser.parse_args()
 
 
-def learning_rate(peak: float, step: int, progress: float) -> float:
+def learning_rate(peak: float, step: int, num_steps: int) -> float:
     """Warm up linearly, then follow a cosine down to 1% of the peak."""
-    cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / num_steps))
     return peak * min(1.0, (step + 1) / WARM_UP_STEPS) * cosine
 
 
-def make_optimizers(
-    model: torch.nn.Module, head: PerceptionHead, rate: float
-) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: torch.nn.Module, head: PerceptionHead) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for all else."""
     matrices, others, vectors = [], [], []
     for name, parameter in model.named_parameters():
@@ -86,13 +110,13 @@ def make_optimizers(
         {"params": vectors, "weight_decay": 0.0},
     ]
     return [
-        Muon(matrices, lr=rate, weight_decay=0.05),
-        torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True),
+        Muon(matrices, lr=0.0, weight_decay=0.05),
+        torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True),
     ]
 
 
 class Progress:
-    """Counts what was answered right since the last log line."""
+    """Counts what was right since the last log line."""
 
     def __init__(self) -> None:
         """Start counting."""
@@ -114,14 +138,17 @@ class Progress:
 
     def __str__(self) -> str:
         """Losses, and percent right by kind."""
-        means = [sum(values) / len(values) for values in zip(*self.perception, strict=True)]
-        text = f"perception {means[0]:.3f} " + " ".join(f"{100 * m:.0f}" for m in means[1:])
-        if not self.losses:
-            return text
-        kinds = (f"{k} {100 * self.right[k] / n:.0f}" for k, n in sorted(self.asked.items()))
-        total = 100 * sum(self.right.values()) / sum(self.asked.values())
-        loss = sum(self.losses) / len(self.losses)
-        return f"{text} | loss {loss:.4f} right {total:.1f} | " + ", ".join(kinds)
+        parts = []
+        if self.perception:
+            means = [sum(values) / len(values) for values in zip(*self.perception, strict=True)]
+            right = " ".join(f"{100 * mean:.0f}" for mean in means[1:])
+            parts.append(f"perception {means[0]:.3f} {right}")
+        if self.losses:
+            loss = sum(self.losses) / len(self.losses)
+            total = 100 * sum(self.right.values()) / sum(self.asked.values())
+            parts.append(f"loss {loss:.4f} right {total:.1f}")
+            parts += [f"{k} {100 * self.right[k] / n:.0f}" for k, n in sorted(self.asked.items())]
+        return ", ".join(parts)
 
 
 class Trainer:
@@ -129,25 +156,32 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace) -> None:
         """Start from nothing, or from the state of a run that was stopped."""
-        self.args = args
+        self.shorten = args.shorten
         write_layout(args.out)
         self.model = new_model(args.out, args.seed)
         self.head = PerceptionHead(HIDDEN_SIZE)
-        self.optimizers = make_optimizers(self.model, self.head, args.learning_rate)
         tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
-        self.maker = BatchMaker(tokenizer, args.seed, args.rows, args.max_tokens, args.number_share)
-        self.content_ids = torch.tensor([self.maker.encode(word)[0] for word in CONTENT_WORDS])
-        self.state_path = args.state or args.out.with_name(f"{args.out.name}-training.pt")
-        self.step, self.spent_s = 0, 0.0
+        self.maker = BatchMaker(tokenizer, args.seed, MAX_TOKENS, NUMBER_SHARE)
+        self.token_weights = torch.ones(self.model.config.get_text_config().vocab_size)
+        for words, weight in ((CONTENT_WORDS, CONTENT_WEIGHT), (VERDICTS, VERDICT_WEIGHT)):
+            self.token_weights[[self.maker.encode(word)[0] for word in words]] = weight
+        self.optimizers = make_optimizers(self.model, self.head)
+        self.state_path = args.out.with_name(f"{args.out.name}-training.pt")
+        self.stage_index, self.step = 0, 0  # the step of the stage
+        self.spent_s = 0.0
         self.window = Progress()
         if self.state_path.exists():
-            state = torch.load(self.state_path)
-            self.model.load_state_dict(state["model"])
-            self.head.load_state_dict(state["head"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            self.step, self.spent_s = state["step"], state["spent_s"]
-            logger.info("resumed at step %d after %.1f min", self.step, self.spent_s / 60)
+            self._load()
+
+    def _load(self) -> None:
+        state = torch.load(self.state_path)
+        self.model.load_state_dict(state["model"])
+        self.head.load_state_dict(state["head"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.stage_index, self.step = state["stage_index"], state["step"]
+        self.spent_s = state["spent_s"]
+        logger.info("resumed after %.1f min", self.spent_s / 60)
 
     def save(self) -> None:
         """Write the state to resume from."""
@@ -155,43 +189,42 @@ class Trainer:
             "model": self.model.state_dict(),
             "head": self.head.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "stage_index": self.stage_index,
             "step": self.step,
             "spent_s": self.spent_s,
         }
         torch.save(state, f"{self.state_path}.new")
         os.replace(f"{self.state_path}.new", self.state_path)
 
-    @property
-    def progress(self) -> float:
-        """How far the run has come, from 0 to 1."""
-        if self.args.minutes:
-            return self.spent_s / 60 / self.args.minutes
-        return self.step / self.args.steps
-
     def train(self) -> bool:
         """Train until the end, or until a SIGTERM; tell which."""
         stops: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: stops.append(number))
         saved_at = time.monotonic()
-        while self.progress < 1 and not stops:
+        while self.stage_index < len(STAGES) and not stops:
             started = time.monotonic()
-            self._train_step()
+            self._train_step(STAGES[self.stage_index])
             self.spent_s += time.monotonic() - started
-            if self.step % LOG_EVERY == 0:
-                minutes = self.spent_s / 60
-                logger.info("step %d, %.1f min: %s", self.step, minutes, self.window)
-                self.window = Progress()
             if time.monotonic() - saved_at > SAVE_EVERY_S:
                 self.save()
                 saved_at = time.monotonic()
         self.save()
         return not stops
 
-    def _train_step(self) -> None:
-        rate = learning_rate(self.args.learning_rate, self.step, self.progress)
+    def _train_step(self, stage: Stage) -> None:
+        num_steps = stage.num_steps // self.shorten
+        if stage.starts_grounded and self.step == 0:
+            ground(self.model, self.head, self.maker.encode)
+        rate = learning_rate(stage.peak_rate, self.step, num_steps)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
-        loss = self._loss()
+        batch = self.maker.make(
+            f"{stage.name}-{self.step}",
+            stage.num_rows,
+            stage.num_pictures,
+            is_easy=self.step < stage.easy_share * num_steps,
+        )
+        loss = self._loss(stage, batch)
         self.model.zero_grad()
         self.head.zero_grad()
         loss.backward()
@@ -199,31 +232,34 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
+        if self.step % LOG_EVERY == 0:
+            minutes = self.spent_s / 60
+            logger.info("%s %d, %.1f min: %s", stage.name, self.step, minutes, self.window)
+            self.window = Progress()
+        if self.step >= num_steps:
+            self.stage_index, self.step = self.stage_index + 1, 0
+            self.save()
 
-    def _loss(self) -> torch.Tensor:
-        if self.progress < PICTURES_UNTIL:
-            batch = self.maker.make_pictures(self.step, NUM_PICTURES)
-        else:
-            num_extra = 0 if self.args.text_only else NUM_EXTRA
-            batch = self.maker.make(self.step, num_extra, is_easy=self.progress < EASY_UNTIL)
-        with torch.set_grad_enabled(not self.args.text_only):
+    def _loss(self, stage: Stage, batch: Batch) -> torch.Tensor:
+        with torch.set_grad_enabled(stage.trains_tower):
             embeds = encode_pictures(self.model, batch.pictures)
-        labels = [
-            label
-            for scene, picture in zip(batch.scenes, batch.pictures, strict=True)
-            for label in scene_labels(scene, picture.shape[1], picture.shape[0])
-        ]
-        perception_loss, seen_right = self.head(torch.cat(embeds), torch.tensor(labels))
-        self.window.perception.append((perception_loss.item(), *seen_right))
-        if not batch.rows:
-            return PERCEPTION_WEIGHT * perception_loss
-        losses, token_ids, is_right, owners = answer_losses(self.model, batch, embeds)
-        weights = 1 + (CONTENT_WEIGHT - 1) * torch.isin(token_ids, self.content_ids)
-        answer_loss = (losses * weights).sum() / weights.sum()
-        self.window.add(batch.rows, is_right, owners, answer_loss.item())
-        if self.args.text_only:
-            return answer_loss
-        return answer_loss + PERCEPTION_WEIGHT * perception_loss
+        loss = torch.zeros(())
+        if stage.trains_tower:
+            labels = [
+                label
+                for scene, picture in zip(batch.scenes, batch.pictures, strict=True)
+                for label in scene_labels(scene, picture.shape[1], picture.shape[0])
+            ]
+            perception_loss, seen_right = self.head(torch.cat(embeds), torch.tensor(labels))
+            self.window.perception.append((perception_loss.item(), *seen_right))
+            loss = loss + PERCEPTION_WEIGHT * perception_loss
+        if batch.rows:
+            losses, token_ids, is_right, owners = answer_losses(self.model, batch, embeds)
+            weights = self.token_weights[token_ids]
+            answer_loss = (losses * weights).sum() / weights.sum()
+            self.window.add(batch.rows, is_right, owners, answer_loss.item())
+            loss = loss + answer_loss
+        return loss
 
 
 def main() -> None:
@@ -232,11 +268,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     trainer = Trainer(args)
-    check_against_hugging_face(trainer.model, trainer.maker.make(trainer.step))
+    check_against_hugging_face(trainer.model, trainer.maker.make("check", 16, 0))
     if trainer.train():
         num_parameters = write_weights(trainer.model, args.out)
-        minutes = trainer.spent_s / 60
-        logger.info("%d parameters, %d steps, %.1f min", num_parameters, trainer.step, minutes)
+        logger.info("%d parameters, %.1f min", num_parameters, trainer.spent_s / 60)
 
 
 if __name__ == "__main__":
