@@ -303,6 +303,5 @@ QWEN3_VL = (
         },
         tied=False,
         layout="transformers",
-        seed=5,
     ),
 )

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from builders.families import family_graphs
 from builders.hf_reference import huggingface_cases
 from builders.verify import FP32_TOLERANCE, relative_error, verify
 from python_backend.errors import ParityError
@@ -16,7 +17,8 @@ from python_backend.preprocess import Preprocessor
 
 @pytest.fixture(scope="module")
 def cases(tied):
-    return huggingface_cases(tied.checkpoint, Preprocessor(tied.model), None)
+    graphs = family_graphs(tied.shape.model_type)(tied.model.manifest.config)
+    return huggingface_cases(tied.checkpoint, graphs, Preprocessor(tied.model), None)
 
 
 @pytest.fixture
