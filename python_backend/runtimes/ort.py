@@ -56,13 +56,16 @@ class OrtRuntime(EngineRuntime):
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(weights_dir)
             )
+        weights = path.with_name(f"{path.name}.data")
+        mapped_before = _mappings(weights)  # other sessions'
         try:
             self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise BundleError(f"{path} does not load ({error}); rebuild the model") from error
-        _give_back_file_pages(path.with_name(f"{path.name}.data"))
+        self._file_pages = _FilePages(_mappings(weights) - mapped_before)
+        self._file_pages.give_back()
         _check_tensors(path, spec.inputs, self._session.get_inputs())
         _check_tensors(path, spec.outputs, self._session.get_outputs())
         self._bindings: WeakKeyDictionary[CacheView, onnxruntime.IOBinding] = WeakKeyDictionary()
@@ -78,6 +81,7 @@ class OrtRuntime(EngineRuntime):
         for output in self.spec.computed_outputs:
             binding.bind_output(output.name)
         self._session.run_with_iobinding(binding)
+        self._file_pages.give_back()
         outputs = dict(zip(self._output_names(binding), binding.get_outputs(), strict=True))
         return {output.name: outputs[output.name].numpy() for output in self.spec.computed_outputs}
 
@@ -104,23 +108,41 @@ class OrtRuntime(EngineRuntime):
     def close(self) -> None:
         """Free the session; a second call does nothing."""
         self._bindings.clear()
-        self._session = None
+        self._session = None  # and with it the mapped weights
 
 
-def _give_back_file_pages(weights: Path) -> None:
-    """Drop the pages of a weights file that were only read to be prepacked.
-
-    What is needed of them again, such as rows of an embedding table that is also the head, comes back from
-    the file. Of a 0.5B-shaped decoder this is 0.54 of 2.6 GB.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
+def _mappings(path: Path) -> set[tuple[int, int]]:
+    """Address and length of every mapping of a file into this process."""
+    found = set()
     for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         addresses, *_, name = line.split(maxsplit=5)
-        if name == str(weights.resolve()):
+        if name == str(path.resolve()):
             start, stop = (int(address, 16) for address in addresses.split("-"))
-            size = ctypes.c_size_t(stop - start)
-            if libc.madvise(ctypes.c_void_p(start), size, mmap.MADV_DONTNEED) != 0:
-                raise OSError(ctypes.get_errno(), f"madvise of {weights}")
+            found.add((start, stop - start))
+    return found
+
+
+class _FilePages:
+    """The pages of a weights file that one session has mapped, to be given back.
+
+    Packing reads the whole file once, and every row that is taken from an embedding table maps the large
+    page around it: of a 0.5B-shaped decoder, whose table is also the head and so packed as well, 0.54
+    of 2.6 GB. What is needed again comes back from the page cache.
+
+    Args:
+        mappings: the session's own, and of nobody else: theirs may have ended.
+    """
+
+    def __init__(self, mappings: set[tuple[int, int]]) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._mappings = mappings
+
+    def give_back(self) -> None:
+        """Unmap the pages; the mapping stays."""
+        for start, size in self._mappings:
+            address, length = ctypes.c_void_p(start), ctypes.c_size_t(size)
+            if self._libc.madvise(address, length, mmap.MADV_DONTNEED) != 0:
+                raise OSError(ctypes.get_errno(), "madvise of mapped weights")
 
 
 def _check_tensors(

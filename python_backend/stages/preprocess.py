@@ -8,7 +8,6 @@ from typing import Any
 
 from python_backend import tensor_names as names
 from python_backend import triton_io
-from python_backend.preprocess import Preprocessor
 
 
 class PreprocessModel:
@@ -18,6 +17,8 @@ class PreprocessModel:
         """Load tokenizer and image processor."""
         # transformers imports torch where it is installed: 190 MB that this process has no use for.
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+        from python_backend.preprocess import Preprocessor
+
         self._preprocessor = Preprocessor(triton_io.open_model(args))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
