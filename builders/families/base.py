@@ -54,3 +54,24 @@ class FamilyGraphs(ABC):
     @abstractmethod
     def checkpoint_names(self, path: str) -> tuple[str, ...]:
         """Names the weight at `path` of a graph has in checkpoints, in order of preference."""
+
+
+def nested_names(path: str, *, is_tied: bool) -> tuple[str, ...]:
+    """Names in checkpoints that hold a whole language model `language_model` beside a `vision_tower`.
+
+    Args:
+        path: of a graph's weight.
+        is_tied: whether the head is the embedding table.
+    """
+    if path == "lm_head.weight":
+        if not is_tied:
+            return "language_model.lm_head.weight", path
+        path = "model.embed_tokens.weight"
+    # The hub's layouts first, then the names inside transformers 5.
+    if path.startswith("model."):
+        rest = path.removeprefix("model.")
+        return f"language_model.model.{rest}", f"model.language_model.{rest}"
+    if path.startswith("vision_tower."):
+        rest = path.removeprefix("vision_tower.")
+        return f"vision_tower.vision_model.{rest}", path, f"model.{path}"
+    return path, f"model.{path}"

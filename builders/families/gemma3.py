@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from builders.decoder import build_decoder, common_config
-from builders.families.base import BuildLimits, FamilyGraphs
+from builders.families.base import BuildLimits, FamilyGraphs, nested_names
 from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
 from builders.modules import Dense, Op, RMSNorm, rope_inv_freq
 from builders.precision import Precision
@@ -91,19 +91,7 @@ class Gemma3Graphs(FamilyGraphs):
         return {"pixel_values": np.concatenate([image["pixel_values"] for image in images])}
 
     def checkpoint_names(self, path: str) -> tuple[str, ...]:
-        if path == "lm_head.weight":
-            if self.config["tie_word_embeddings"]:
-                path = "model.embed_tokens.weight"
-            else:
-                return "language_model.lm_head.weight", path
-        # The hub's layouts first, then the names inside transformers 5.
-        if path.startswith("model."):
-            rest = path.removeprefix("model.")
-            return f"language_model.model.{rest}", f"model.language_model.{rest}"
-        if path.startswith("vision_tower."):
-            rest = path.removeprefix("vision_tower.")
-            return f"vision_tower.vision_model.{rest}", path, f"model.{path}"
-        return path, f"model.{path}"
+        return nested_names(path, is_tied=self.config["tie_word_embeddings"])
 
 
 class _Projector(nn.Module):
