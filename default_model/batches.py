@@ -15,13 +15,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import questions
-from pictures import Scene, draw_scene, random_scene
+from pictures import COLOURS, Scene, draw_scene, is_held_out_number, random_scene
 from PIL import Image
 from questions import Question
 from tokenizer import SPECIAL_IDS
 from tokenizers import Tokenizer
 
-KINDS = (*("single", "text_first", "turns", "several", "text_several", "later", "chat", "drill"),)
+# Kinds of row, and how often: while it is easy, and later.
+KINDS = {
+    "single": (60, 30), "text_first": (16, 15), "turns": (0, 7), "several": (0, 15), "text_several": (0, 11),
+    "later": (0, 3), "chat": (4, 3), "drill": (10, 8), "compare": (10, 8),
+}  # fmt: skip
 FACTOR = 28  # a merged patch, in pixels
 DEFAULT_SYSTEM = questions.SYSTEM_PROMPTS[0]
 IM_START, IM_END = SPECIAL_IDS["<|im_start|>"], SPECIAL_IDS["<|im_end|>"]
@@ -33,6 +37,11 @@ SIZES = (
     ((112, 112), 80), ((112, 84), 6), ((84, 112), 6), ((140, 84), 3), ((84, 140), 3),
     ((140, 56), 1), ((56, 140), 1),
 )  # fmt: skip
+
+
+def _may_show(number: str) -> bool:
+    """Whether some training picture may show this number."""
+    return not all(is_held_out_number(number, colour) for colour in COLOURS)
 
 
 @dataclass
@@ -149,10 +158,8 @@ class BatchMaker:
         chosen = rng.choices([size for size, _ in SIZES], [weight for _, weight in SIZES], k=2)
         for i in range(num_rows):
             size = chosen[i % 4 == 0]  # few sizes in a batch: the vision tower runs once per size
-            kind = rng.choices(
-                KINDS,
-                (64, 18, 0, 0, 0, 0, 4, 14) if is_easy else (32, 16, 7, 14, 11, 3, 4, 13),
-            )[0]
+            shares = [easy if is_easy else later for easy, later in KINDS.values()]
+            kind = rng.choices(list(KINDS), shares)[0]
             row = Row()
             self._add_system(rng, row)
             getattr(self, f"_fill_{kind}")(rng, batch, row, size, chosen)
@@ -266,8 +273,8 @@ class BatchMaker:
                     number = scene.number.text
                 elif draw < 0.5:
                     number = questions.near_number(rng, scene.number.text)
-                if number is not None and len(number) > 1 and int(number) % 11 == 5:
-                    number = None  # held out
+                if number is not None and not _may_show(number):
+                    number = None
         return drawn
 
     def _fill_several(self, rng, batch, row, size, sizes) -> None:
@@ -306,7 +313,7 @@ class BatchMaker:
             self._answer(row, question, is_last=True)
 
     def _fill_drill(self, rng, batch, row, size, sizes) -> None:
-        """Nothing but comparisons of numbers, the hardest thing to learn: a dozen a row."""
+        """Nothing but comparisons of the numbers in one or two pictures: a dozen a row."""
         self._open_user(row)
         scenes: list[Scene] = []
         for _ in range(rng.choice((1, 2, 2))):
@@ -314,8 +321,8 @@ class BatchMaker:
             if scenes and rng.random() < 0.6:
                 shown = scenes[0].number.text
                 number = shown if rng.random() < 0.7 else questions.near_number(rng, shown)
-                if len(number) > 1 and int(number) % 11 == 5:
-                    number = None  # held out
+                if not _may_show(number):
+                    number = None
             picture, scene = self._picture(rng, batch, size, number, number_share=1.0)
             row.add_image(picture, *size)
             scenes.append(scene)
@@ -332,6 +339,33 @@ class BatchMaker:
             row.start_branch()
             row.add(self._text(rng, question))
             self._answer(row, question, is_last=True)
+
+    def _fill_compare(self, rng, batch, row, size, sizes) -> None:
+        """How comparisons end, the hardest thing to learn: another pair each time, and no image.
+
+        The answer is given up to the verdict, which then follows from what was said.
+        """
+        row.fork()
+        while len(row.token_ids) < 1.7 * self.max_tokens:
+            kind = rng.choices(("is_number", "same_number", "more_shapes"), (4, 5, 1))[0]
+            share = 0.0 if kind == "more_shapes" else 1.0
+            first, second = (random_scene(rng, *size, number_share=share) for _ in range(2))
+            if kind == "same_number" and rng.random() < 0.75:
+                shown = first.number.text
+                number = shown if rng.random() < 0.65 else questions.near_number(rng, shown)
+                if _may_show(number):
+                    second = random_scene(rng, *size, number=number)
+            if kind == "is_number":
+                question = questions.ask(rng, first, kind)
+            else:
+                question = questions.ask_about_several(rng, (first, second), kind)
+            said, verdict = question.answer.split(", so ")
+            row.start_branch()
+            self._open_user(row)
+            row.add(self._text(rng, question))
+            row.add([IM_END, *self.encode("\n"), IM_START, *self.encode("assistant\n")])
+            row.add(self.encode(f"{said},"))
+            row.add([*self.encode(f" so {verdict}"), IM_END], "compare")
 
     def _branch_turns(self, rng: random.Random, row: Row, scenes: list[Scene]) -> None:
         """Add branches that are one more turn of the conversation."""

@@ -2,7 +2,8 @@
 
 Through answers alone it takes the language model long to find out where in an image to look. So a
 linear head, thrown away in the end, says of every image token what lies there: the colour, name
-and place of a shape, the digits and their order, and of the whole picture the background and counts.
+and place of a shape, the digits and their order, and of the whole picture the background and counts:
+of all shapes, and of those of each colour and name.
 """
 
 # K image tokens
@@ -27,8 +28,12 @@ NUM_CLASSES = (
     len(PLACES) + 1,
     2,  # whether a shape's middle is here: what is spread over tokens is counted once
     *([11] * MAX_DIGITS),  # the n-th digit, at the token where its middle is
+    *([MAX_SHAPES + 1] * (len(COLOURS) + len(SHAPES))),  # the shapes of each colour and name
 )
 COLOUR, SHAPE, PLACE, MIDDLE, DIGITS = 3, 4, 5, 6, 7
+OF_COLOUR = DIGITS + MAX_DIGITS
+OF_NAME = OF_COLOUR + len(COLOURS)
+COUNT_SOME_WEIGHT = 0.3  # of each: there are many
 NUM_LABELS = len(NUM_CLASSES) + 10  # and for each digit, whether it is at the token at all
 COLOUR_NAMES = list(COLOURS)
 
@@ -40,9 +45,7 @@ def scene_labels(scene: Scene, width: int, height: int) -> list[list[int]]:
         For each token a class for each of `NUM_CLASSES`, then 0 or 1 for each of the ten digits.
     """
     rows, columns = height // TOKEN_SIZE, width // TOKEN_SIZE
-    background = (*COLOUR_NAMES, "grey").index(scene.background)
-    num_digits = len(scene.number.text) if scene.number else 0
-    whole = [background, len(scene.shapes), num_digits, *([0] * (NUM_LABELS - COLOUR))]
+    whole = _whole_labels(scene)
     labels = [list(whole) for _ in range(rows * columns)]
     side = min(width, height)
     for shape in scene.shapes:
@@ -83,6 +86,18 @@ def scene_labels(scene: Scene, width: int, height: int) -> list[list[int]]:
     return labels
 
 
+def _whole_labels(scene: Scene) -> list[int]:
+    """The labels that all tokens of a picture share; 0 for the others."""
+    labels = [0] * NUM_LABELS
+    background = (*COLOUR_NAMES, "grey").index(scene.background)
+    num_digits = len(scene.number.text) if scene.number else 0
+    labels[:COLOUR] = background, len(scene.shapes), num_digits
+    for shape in scene.shapes:
+        labels[OF_COLOUR + COLOUR_NAMES.index(shape.colour)] += 1
+        labels[OF_NAME + SHAPES.index(shape.name)] += 1
+    return labels
+
+
 def _overlap(box: tuple[float, float, float, float], row: int, column: int) -> float:
     """Area that a box shares with a token."""
     left, top = column * TOKEN_SIZE, row * TOKEN_SIZE
@@ -118,7 +133,8 @@ class PerceptionHead(nn.Module):
             labels: int64 [K, NUM_LABELS].
 
         Returns:
-            The loss, and how often each label is right where there is something.
+            The loss, and how often each label is right where there is something; counts of colours and
+            names together.
         """
         losses, right = [], []
         for i, logits in enumerate(self.linear(embeds).split(NUM_CLASSES, -1)):
@@ -129,7 +145,10 @@ class PerceptionHead(nn.Module):
             token_losses = functional.cross_entropy(logits, target, reduction="none")
             # Most tokens show nothing: what is there counts as much as all that is not.
             weights = torch.where(there, 1.0 if i < COLOUR else 5.0, 1.0)
-            losses.append((token_losses * weights).sum() / weights.sum())
+            scale = COUNT_SOME_WEIGHT if i >= OF_COLOUR else 1.0
+            losses.append(scale * (token_losses * weights).sum() / weights.sum())
+        counted = right[OF_COLOUR:]
+        right[OF_COLOUR:] = [sum(counted) / len(counted)]
         logits, target = self.digits(embeds), labels[:, len(NUM_CLASSES) :]
         token_losses = functional.binary_cross_entropy_with_logits(
             logits, target.float(), reduction="none"

@@ -57,7 +57,7 @@ class Stage:
 STAGES = (
     Stage("see", 2400, 3e-3, num_pictures=64, trains_tower=True),
     Stage("answer", 4500, 2e-3, num_rows=16, easy_share=0.15, starts_grounded=True),
-    Stage("both", 2100, 1e-3, num_rows=16, num_pictures=16, trains_tower=True),
+    Stage("both", 2400, 1e-3, num_rows=16, num_pictures=16, trains_tower=True),
 )
 WARM_UP_STEPS = 60
 MAX_TOKENS = 120  # rough length of a sequence
