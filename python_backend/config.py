@@ -16,7 +16,7 @@ class EngineConfig:
         max_num_seqs: choices generated at once, at most (rows of the KV cache).
         max_num_batched_tokens: prompt tokens computed between two decode steps, at most.
         max_waiting: requests that may wait for a slot before new ones are refused.
-        num_threads: threads of one operator; 0 for one per core.
+        num_threads: threads of one operator; 0 for one per core, which the stages then use in turn.
         encoder_cache_bytes: image embeddings kept for pictures that come again.
         max_encoder_patches: vision patches of several waiting requests that go through one call.
     """

@@ -14,6 +14,7 @@ from python_backend.runtimes.base import EngineRuntime
 from python_backend.runtimes.ort import OrtRuntime
 from python_backend.scheduler import Scheduler
 from python_backend.token_text import TokenText
+from python_backend.turns import Turns
 from python_backend.vision_encoder import VisionEncoder
 
 
@@ -22,7 +23,12 @@ def load_runtime(
 ) -> EngineRuntime:
     """A graph of `model` in the engine it was built for."""
     return OrtRuntime(
-        graph.spec, model.path(graph), num_threads=config.num_threads, keep_memory=keep_memory
+        graph.spec,
+        model.path(graph),
+        num_threads=config.num_threads,
+        keep_memory=keep_memory,
+        # Stages with fewer threads than cores were given cores of their own.
+        turns=None if config.num_threads else Turns(str(model.folder.resolve())),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from python_backend.errors import BundleError, EngineError
 from python_backend.kv_cache import CacheView
 from python_backend.runtimes.base import EngineRuntime
 from python_backend.spec import GraphSpec, TensorSpec
+from python_backend.turns import Turns
 
 _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "int32": "tensor(int32)"}
 _WARNINGS_FROM = 3  # ORT's severity scale: errors and worse
@@ -29,6 +31,7 @@ class OrtRuntime(EngineRuntime):
         num_threads: threads of one operator; None for one per core.
         keep_memory: whether the memory of one run is kept for the next, or given back.
         weights_dir: where the weights of a linked graph lie; None when they are beside the graph.
+        turns: taken to compute, and closed in the end; None to compute at any time.
     """
 
     def __init__(
@@ -39,8 +42,10 @@ class OrtRuntime(EngineRuntime):
         num_threads: int | None = None,
         keep_memory: bool = True,
         weights_dir: Path | None = None,
+        turns: Turns | None = None,
     ) -> None:
         super().__init__(spec)
+        self._turns = turns
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _WARNINGS_FROM
         options.intra_op_num_threads = num_threads or 0
@@ -80,7 +85,8 @@ class OrtRuntime(EngineRuntime):
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         for output in self.spec.computed_outputs:
             binding.bind_output(output.name)
-        self._session.run_with_iobinding(binding)
+        with self._turns or nullcontext():
+            self._session.run_with_iobinding(binding)
         self._file_pages.give_back()
         outputs = dict(zip(self._output_names(binding), binding.get_outputs(), strict=True))
         return {output.name: outputs[output.name].numpy() for output in self.spec.computed_outputs}
@@ -109,6 +115,8 @@ class OrtRuntime(EngineRuntime):
         """Free the session; a second call does nothing."""
         self._bindings.clear()
         self._session = None  # and with it the mapped weights
+        if self._turns is not None:
+            self._turns.close()
 
 
 def _mappings(path: Path) -> set[tuple[int, int]]:
