@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from rich.table import Table
 
 from builders.options import BuildOptions
-from builders.precision import CPU_WEIGHT_BITS
+from builders.precision import PRECISIONS
 from python_backend.errors import VlmError
 
 
@@ -31,10 +31,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--name", help="Triton model name (default: last part of the model)")
     parser.add_argument(
+        "--engine",
+        choices=list(PRECISIONS),
+        default="onnxruntime",
+        help="onnxruntime for the CPU, tensorrt for this machine's GPU, tensorrt_rtx for any (%(default)s)",
+    )
+    parser.add_argument(
         "--precision",
-        choices=list(CPU_WEIGHT_BITS),
-        default="fp32",
-        help="weights of the decoder; int8 and int4 are block-quantized (%(default)s)",
+        default="",
+        help="weights of the decoder: "
+        + "; ".join(f"{engine}: {', '.join(names)}" for engine, names in PRECISIONS.items())
+        + " (the first)",
+    )
+    parser.add_argument(
+        "--gpu",
+        dest="gpus",
+        type=lambda text: tuple(text.lower().split(",")),
+        default=(),
+        help="compute capabilities for tensorrt_rtx, such as sm89,sm120",
     )
     parser.add_argument(
         "--max-seqs", type=int, default=16, help="answers generated at once (%(default)s)"

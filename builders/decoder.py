@@ -8,7 +8,7 @@ capacity, D head size, V vocabulary, L logits per row) is the table in docs/arch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -124,7 +124,7 @@ def common_config(
 
 
 def decoder_spec(config: DecoderConfig, compute: str) -> GraphSpec:
-    """The decoder's contract; `compute` is the dtype of image embeddings and KV cache."""
+    """The decoder's contract; `compute` is the dtype of the KV cache."""
     positions: tuple[str | int, ...] = ("B", "S") if config.rope_axes is None else (3, "B", "S")
     cache = ("B", config.num_kv_heads, config.max_model_len, config.head_dim)
     names = [f"{part}.{i}" for i in range(config.num_layers) for part in ("key", "value")]
@@ -133,7 +133,7 @@ def decoder_spec(config: DecoderConfig, compute: str) -> GraphSpec:
         inputs=(
             TensorSpec("input_ids", "int64", ("B", "S")),
             TensorSpec("image_index", "int64", ("B", "S")),
-            TensorSpec("image_embeds", compute, ("I", config.embeds_size)),
+            TensorSpec("image_embeds", "float32", ("I", config.embeds_size)),
             TensorSpec("position_ids", "int64", positions),
             TensorSpec("write_indices", "int64", ("B",)),
             TensorSpec("kv_lengths", "int32", ("B",)),
@@ -355,7 +355,7 @@ class _Head(nn.Module):
         self._config = config
         # 8 bits at least: the head decides between neighbouring tokens.
         if precision.weight_bits is not None:
-            precision = Precision(compute=precision.compute, weight_bits=8)
+            precision = replace(precision, weight_bits=8)
         # One stored table serves both ends when nothing is quantized.
         self._tied = [tied] if config.tied_embeddings and precision.weight_bits is None else []
         if not self._tied:
@@ -378,7 +378,7 @@ def build_decoder(config: DecoderConfig, precision: Precision) -> tuple[ir.Model
     """
     spec = decoder_spec(config, precision.compute.numpy().name)
     builder = new_graph(spec)
-    feeds = declare_inputs(builder, spec)
+    feeds = declare_inputs(builder, spec, precision.compute)
     model = _Model(config, precision)
     x, presents = model(builder.op, feeds)
     logits = _Head(config, precision, model.embed_tokens)(builder.op, x)

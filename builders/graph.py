@@ -32,12 +32,19 @@ def new_graph(spec: GraphSpec) -> GraphBuilder:
     return GraphBuilder(graph)
 
 
-def declare_inputs(builder: GraphBuilder, spec: GraphSpec) -> dict[str, ir.Value]:
-    """Declare the inputs of `spec`; returns name to value."""
-    return {
+def declare_inputs(
+    builder: GraphBuilder, spec: GraphSpec, compute: ir.DataType
+) -> dict[str, ir.Value]:
+    """Declare the inputs of `spec`; returns name to value, in `compute` what the host feeds as float32."""
+    values = {
         tensor.name: builder.input(tensor.name, _DTYPES[tensor.dtype], list(tensor.shape))
         for tensor in spec.inputs
     }
+    if compute != ir.DataType.FLOAT:
+        for tensor in spec.inputs:
+            if tensor.dtype == "float32":
+                values[tensor.name] = builder.op.Cast(values[tensor.name], to=compute)
+    return values
 
 
 def declare_outputs(builder: GraphBuilder, spec: GraphSpec, values: Sequence[ir.Value]) -> None:

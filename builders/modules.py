@@ -9,6 +9,7 @@ capacity.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -145,16 +146,18 @@ class Linear(nn.Module):
         self._dense = Dense(precision)
         self._bits = precision.weight_bits
         if self._bits is not None:
-            bits = self._bits
+            quantize = functools.partial(
+                block_quantize, bits=self._bits, has_signed_scales=not precision.for_tensorrt
+            )
             self.weight = Weight(
                 [num_in, num_out],
-                ir.DataType.INT4 if bits == 4 else ir.DataType.INT8,
-                encode=lambda array: block_quantize(array, bits)[0].T,
+                ir.DataType.INT4 if self._bits == 4 else ir.DataType.INT8,
+                encode=lambda array: quantize(array)[0].T,
             )
             self.weight_scale = Weight(
                 [-(-num_in // BLOCK_SIZE), num_out],
                 precision.compute,
-                encode=lambda array: block_quantize(array, bits)[1].T,
+                encode=lambda array: quantize(array)[1].T,
                 source="weight",
             )
         elif precision.linked:
@@ -182,7 +185,7 @@ class Embedding(nn.Module):
     def __init__(self, precision: Precision, num_rows: int, hidden_size: int) -> None:
         super().__init__()
         self._dense = Dense(precision)
-        self._quantized = precision.weight_bits is not None
+        self._quantized = precision.weight_bits is not None and not precision.for_tensorrt
         if self._quantized:
             self.weight = Weight(
                 [num_rows, hidden_size],

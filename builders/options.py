@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from builders.precision import CPU_WEIGHT_BITS
+from builders.precision import PRECISIONS, Precision
 from python_backend.errors import BundleError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_GPU = re.compile(r"sm[0-9]{2,3}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,9 @@ class BuildOptions:
         model: checkpoint folder or hub id.
         output: the model repository.
         name: of the Triton ensemble; None takes the last part of `model`.
-        precision: of the decoder: fp32, int8 or int4 weights.
+        engine: what runs the graphs: onnxruntime, tensorrt or tensorrt_rtx.
+        precision: of the decoder, one of `PRECISIONS` of the engine; empty takes the first.
+        gpus: compute capabilities, such as sm89, to build TensorRT-RTX engines for.
         max_seqs: choices generated at once, at most.
         max_model_len: context per request in tokens; None takes the checkpoint's, at most 4096.
         max_images: images in one prompt, at most.
@@ -30,16 +33,25 @@ class BuildOptions:
     model: str
     output: Path = Path("model_repository")
     name: str | None = None
-    precision: str = "fp32"
+    engine: str = "onnxruntime"
+    precision: str = ""
+    gpus: tuple[str, ...] = ()
     max_seqs: int = 16
     max_model_len: int | None = None
     max_images: int = 16
     skip_verify: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in CPU_WEIGHT_BITS:
-            choices = ", ".join(CPU_WEIGHT_BITS)
-            raise BundleError(f"precision {self.precision!r} is not one of {choices}")
+        if self.engine not in PRECISIONS:
+            raise BundleError(f"engine {self.engine!r} is not one of {', '.join(PRECISIONS)}")
+        choices = PRECISIONS[self.engine]
+        if not self.precision:
+            object.__setattr__(self, "precision", choices[0])
+        elif self.precision not in choices:
+            raise BundleError(
+                f"precision {self.precision!r} is not one of those of {self.engine}: {', '.join(choices)}"
+            )
+        self._check_gpus()
         for field in ("max_seqs", "max_images", "max_model_len"):
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -49,6 +61,27 @@ class BuildOptions:
                 f"{self.triton_name!r} cannot be a Triton model's name: use letters, digits, '.', '_' "
                 "and '-', or give --name"
             )
+
+    def _check_gpus(self) -> None:
+        if self.engine != "tensorrt_rtx":
+            if self.gpus:
+                raise BundleError(
+                    f"--gpu is for the engine tensorrt_rtx; {self.engine} builds for this machine"
+                )
+            return
+        if not self.gpus:
+            raise BundleError(
+                "tensorrt_rtx builds for GPUs that are named: give --gpu, such as sm89"
+            )
+        for gpu in self.gpus:
+            if not _GPU.fullmatch(gpu):
+                raise BundleError(f"GPU {gpu!r} is not a compute capability such as sm89")
+
+    @property
+    def number_formats(self) -> Precision:
+        """Of the graphs."""
+        make = Precision.for_cpu if self.engine == "onnxruntime" else Precision.for_gpu
+        return make(self.precision)
 
     @property
     def triton_name(self) -> str:

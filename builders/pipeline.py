@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +21,17 @@ from typing import Protocol
 import onnx_ir as ir
 from transformers import AutoTokenizer
 
+from builders.engines import Costs, build_engines
 from builders.families import family_graphs
 from builders.families.base import BuildLimits
 from builders.graph import write_graph
 from builders.modules import fill_weights
 from builders.options import BuildOptions
-from builders.precision import CPU_WEIGHT_BITS, Precision
+from builders.precision import CPU_WEIGHT_BITS
+from builders.profiles import Profile, decoder_profiles
 from builders.repository import write_repository
 from builders.source import Source, open_source
+from builders.trt_engine import trt_version
 from builders.verify import (
     ROUNDED_TOLERANCE,
     UNROUNDED_TOLERANCE,
@@ -38,10 +41,12 @@ from builders.verify import (
     verify,
 )
 from python_backend import tensor_names as names
+from python_backend.config import EngineConfig
 from python_backend.errors import BundleError
 from python_backend.families import load_family
 from python_backend.families.base import ModelFamily
 from python_backend.manifest import (
+    CPU,
     FILE_NAME,
     PROCESSOR_DIR,
     VERSION_DIR,
@@ -101,8 +106,10 @@ def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[Case
         manifest = replace(manifest, source={**manifest.source, "build_key": key})
         results: list[CaseResult] = []
         if not options.skip_verify:
-            model = _write_manifest(staging, manifest)
-            results, verification = _verify(model, source, report)
+            with _runnable(staging, options, manifest, source, max_model_len, report) as model:
+                results, verification = _verify(model, source, report)
+            if options.engine != "onnxruntime":
+                verification["engines"] = "not run: verified are the same graphs in fp32"
             manifest = replace(manifest, verification=verification)
         _write_manifest(staging, manifest)
         _move_into_place(staging, options.output, manifest.name)
@@ -146,18 +153,25 @@ def _build_into(
     report: Report,
     existing: ModelFolder | None,
 ) -> Manifest:
-    name = options.triton_name
+    name, runtime = options.triton_name, EngineConfig()
     graphs = family_graphs(source.config["model_type"])(source.config)
-    precision = Precision.for_cpu(options.precision)
-    limits = BuildLimits(max_model_len=max_model_len)
-    writer = _GraphWriter(staging, source, graphs.checkpoint_names, report, existing)
-    vision = writer.write(
-        name + names.ENCODER_SUFFIX, lambda: graphs.vision_encoder(precision), "fp32"
+    precision = options.number_formats
+    limits = BuildLimits(
+        max_model_len=max_model_len, max_shared_patches=runtime.max_encoder_patches
     )
+    writer = _GraphWriter(staging, source, graphs.checkpoint_names, options, report, existing)
+    vision = writer.write(
+        name + names.ENCODER_SUFFIX,
+        lambda: graphs.vision_encoder(precision),
+        options.number_formats.unquantized,
+        graphs.vision_profiles(limits),
+    )
+    chunk = min(runtime.max_num_batched_tokens, max_model_len)
     decoder = writer.write(
         name + names.DECODER_SUFFIX,
         lambda: graphs.decoder(precision, limits),
         (options.precision, max_model_len),
+        decoder_profiles(options.max_seqs, chunk, max_model_len),
     )
     report.stage("Writing tokenizer, processor and Triton models")
     processor_dir = staging / name / VERSION_DIR / PROCESSOR_DIR
@@ -167,6 +181,7 @@ def _build_into(
         served_model_name=source.model_id,
         model_type=source.config["model_type"],
         config=json.loads(json.dumps(source.config)),
+        engine=options.engine,
         precision=options.precision,
         max_model_len=max_model_len,
         max_seqs=options.max_seqs,
@@ -188,24 +203,44 @@ def _build_into(
 
 
 class _GraphWriter:
-    """Writes graphs with their weights, or takes over those of the last build that would be the same."""
+    """Writes graphs with their weights, or takes over those of the last build that would be the same.
+
+    For TensorRT what is written is the engines; the graphs they are built from are deleted.
+    """
 
     def __init__(
         self,
         staging: Path,
         source: Source,
         checkpoint_names: Callable[[str], tuple[str, ...]],
+        options: BuildOptions,
         report: Report,
         existing: ModelFolder | None,
     ) -> None:
         self._staging, self._source, self._report = staging, source, report
+        self._options = options
         self._checkpoint_names, self._existing = checkpoint_names, existing
         self.keys: dict[str, str] = {}
 
     def write(
-        self, model: str, build: Callable[[], tuple[ir.Model, GraphSpec]], variant: object
+        self,
+        model: str,
+        build: Callable[[], tuple[ir.Model, GraphSpec]],
+        variant: object,
+        profiles: Sequence[Profile],
     ) -> GraphFile:
+        """Write one graph.
+
+        Args:
+            model: Triton model whose folder it goes to.
+            build: makes the graph and its contract.
+            variant: what it depends on besides the checkpoint and the builder.
+            profiles: sizes of its axes, for TensorRT.
+        """
         graph, spec = build()
+        if not self._is_for_cpu:
+            engine = self._options.engine
+            variant = variant, engine, self._options.gpus, profiles, trt_version(engine)
         key = _digest(
             self._source.checkpoint.fingerprint(), *_versions().values(), _code_digest(), variant
         )
@@ -213,25 +248,48 @@ class _GraphWriter:
         self._report.stage(f"Writing the graph {spec.name}")
         folder = self._staging / model / VERSION_DIR
         folder.mkdir(parents=True)
+        unchanged = self._take_over(spec.name, key, folder)
+        if unchanged is not None:
+            return unchanged
         path = folder / f"{spec.name}.onnx"
-        if not self._take_over(spec.name, key, folder):
-            fill_weights(graph.graph, self._source.checkpoint, self._checkpoint_names)
-            write_graph(graph, path, self._report.progress)
-        files = {
-            str(file.relative_to(self._staging)): _file_digest(file)
-            for file in sorted(folder.iterdir())
-        }
-        return GraphFile(path=str(path.relative_to(self._staging)), spec=spec, files=files)
+        fill_weights(graph.graph, self._source.checkpoint, self._checkpoint_names)
+        write_graph(graph, path, self._report.progress)
+        paths, costs = {CPU: path}, Costs()
+        if not self._is_for_cpu:
+            paths, costs = build_engines(
+                path, spec, profiles, self._options.gpus, self._report.stage
+            )
+            for file in folder.glob(f"{path.name}*"):
+                file.unlink()
+        files = sorted(folder.iterdir())
+        for target, cost in costs.items():
+            self._report.note(
+                f"{spec.name} for {target}: {cost['engine_bytes'] / 1e6:.1f} MB in {cost['seconds']} s, "
+                f"{cost['peak_bytes'] / 1e9:.1f} GB of memory"
+            )
+        return GraphFile(
+            paths={target: self._name(path) for target, path in paths.items()},
+            spec=spec,
+            files={self._name(file): _file_digest(file) for file in files},
+            costs=costs,
+        )
 
-    def _take_over(self, name: str, key: str, folder: Path) -> bool:
+    @property
+    def _is_for_cpu(self) -> bool:
+        return self._options.engine == "onnxruntime"
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._staging))
+
+    def _take_over(self, name: str, key: str, folder: Path) -> GraphFile | None:
         if self._existing is None or self._existing.manifest.source.get(name) != key:
-            return False
+            return None
         graph: GraphFile = getattr(self._existing.manifest, name)
         for file in graph.files:
             source = self._existing.folder.parent / file
             os.link(source, folder / source.name)
         self._report.note(f"the graph {name} has not changed")
-        return True
+        return graph
 
 
 def _copy_processor(checkpoint: Path, target: Path) -> None:
@@ -260,6 +318,24 @@ def _load_family(manifest: Manifest, processor_dir: Path, checkpoint: Path) -> M
         raise BundleError(
             f"the tokenizer or the image processor in {checkpoint} cannot be used: {error}"
         ) from error
+
+
+@contextmanager
+def _runnable(
+    staging: Path,
+    options: BuildOptions,
+    manifest: Manifest,
+    source: Source,
+    max_model_len: int,
+    report: Report,
+) -> Iterator[ModelFolder]:
+    """What is verified: the staged model, or the same graphs in fp32 if it is for a GPU."""
+    if options.engine == "onnxruntime":
+        yield _write_manifest(staging, manifest)
+        return
+    with _staging(staging) as twin:
+        on_cpu = replace(options, engine="onnxruntime", precision="fp32", gpus=())
+        yield _write_manifest(twin, _build_into(twin, on_cpu, source, max_model_len, report, None))
 
 
 def _verify(

@@ -13,6 +13,15 @@ BLOCK_SIZE = 32
 CPU_WEIGHT_BITS: Mapping[str, int | None] = {"fp32": None, "int8": 8, "int4": 4}
 """`--precision` for the CPU, and the bits of its linear layers' weights."""
 
+_GPU_WEIGHT_BITS: Mapping[str, int | None] = {"bf16": None, "fp16": None, "int8": 8, "int4": 4}
+
+PRECISIONS: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": tuple(CPU_WEIGHT_BITS),
+    "tensorrt": tuple(_GPU_WEIGHT_BITS),
+    "tensorrt_rtx": tuple(_GPU_WEIGHT_BITS),
+}
+"""`--engine`, and the values of `--precision` for it; the first one is the default."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
@@ -21,6 +30,8 @@ class Precision:
     Attributes:
         compute: dtype of activations, of the KV cache and of unquantized weights.
         weight_bits: 4 or 8 for block weight-only quantization of the linear layers, None for none.
+        for_tensorrt: whether quantized weights are as TensorRT takes them: scales positive, and embedding
+            tables as they are, because it dequantizes constants and not the rows that a prompt picks.
         linked: dtype of the checkpoint's weights, to leave them in the checkpoint's own files and
             point the graph at them; None to write them transposed and cast. Linking is for TensorRT
             builds and tests; ONNX Runtime would hold the folded copies in memory.
@@ -28,6 +39,7 @@ class Precision:
 
     compute: ir.DataType
     weight_bits: int | None = None
+    for_tensorrt: bool = False
     linked: ir.DataType | None = None
 
     @property
@@ -39,6 +51,15 @@ class Precision:
     def for_cpu(cls, name: str) -> Precision:
         """What `--precision` means for ONNX Runtime on a CPU: fp32, int8 or int4 weights, fp32 compute."""
         return cls(compute=ir.DataType.FLOAT, weight_bits=CPU_WEIGHT_BITS[name])
+
+    @classmethod
+    def for_gpu(cls, name: str) -> Precision:
+        """What `--precision` means for TensorRT: bf16, fp16, or int8 or int4 weights with bf16 compute."""
+        return cls(
+            compute=ir.DataType.FLOAT16 if name == "fp16" else ir.DataType.BFLOAT16,
+            weight_bits=_GPU_WEIGHT_BITS[name],
+            for_tensorrt=True,
+        )
 
     @property
     def unquantized(self) -> Precision:

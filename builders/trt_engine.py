@@ -6,49 +6,29 @@ has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from builders.profiles import Profile
 from python_backend.errors import BundleError
+from python_backend.runtimes.tensorrt import load_tensorrt, new_log
 from python_backend.spec import GraphSpec
 
-Profile = Mapping[str, tuple[int, int, int]]
-"""Sizes (smallest, most frequent, largest) of every dynamic axis of a graph, by the axis's name."""
-
-_MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 _UNUSED = "Unused Input"
 """What the parser says when it drops an input that it does not understand: the engine would be
 wrong without a word (the lengths of ONNX's own Attention go this way)."""
 
 
-def load_tensorrt() -> ModuleType:
-    """The TensorRT that is installed.
+def trt_version(engine: str) -> str:
+    """Module and version of `tensorrt` or `tensorrt_rtx`.
 
     Raises:
-        BundleError: none is.
+        BundleError: it is not installed.
     """
-    for name in _MODULES:
-        try:
-            return import_module(name)
-        except ImportError:
-            continue
-    raise BundleError("TensorRT is not installed: pip install 'triton-vlm[tensorrt-rtx]'")
-
-
-def decoder_profiles(max_num_seqs: int, max_chunk: int) -> tuple[Profile, Profile]:
-    """Decode and prefill. TensorRT's fused decode kernel needs S to be exactly 1.
-
-    Args:
-        max_num_seqs: rows of a decode step, at most.
-        max_chunk: tokens of a prefill chunk, and image embeddings it may look into, at most.
-    """
-    one = (1, 1, 1)
-    chunk = (2, max(2, max_chunk), max(2, max_chunk))
-    decode = {"B": (1, max(1, max_num_seqs // 2), max_num_seqs), "S": one, "I": one, "L": one}
-    return decode, {"B": one, "S": chunk, "I": (1, *chunk[1:]), "L": one}
+    trt = load_tensorrt(engine)
+    return f"{trt.__name__} {trt.__version__}"
 
 
 def engine_from_onnx(
@@ -58,6 +38,7 @@ def engine_from_onnx(
     *,
     gpu: str | None = None,
     weights_dir: Path | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> bytes:
     """Build the engine of one graph.
 
@@ -65,14 +46,15 @@ def engine_from_onnx(
         path: the ONNX file.
         spec: its contract.
         profiles: one optimization profile each.
-        gpu: such as `SM89`, for TensorRT-RTX; None for the GPU of this machine.
+        gpu: such as `sm89`, for TensorRT-RTX; None for the GPU of this machine.
         weights_dir: where the weights of a linked graph lie; None when they are beside the graph.
+        say: told of every phase of the build.
 
     Raises:
         BundleError: TensorRT refuses the graph, or drops one of its inputs.
     """
-    trt = load_tensorrt()
-    log = _new_log(trt)
+    trt = load_tensorrt("tensorrt_rtx" if gpu else "tensorrt")
+    log = new_log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
@@ -82,6 +64,8 @@ def engine_from_onnx(
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise _failure(path, errors or log.lines)
     config = builder.create_builder_config()
+    if say is not None:
+        config.progress_monitor = _new_monitor(trt, say)
     if gpu is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(_compute_capability(trt, gpu), 0)
@@ -99,24 +83,28 @@ def engine_from_onnx(
     return bytes(engine)
 
 
-def _new_log(trt: ModuleType) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc,name-defined]
-        """Keeps warnings and errors."""
+def _new_monitor(trt: ModuleType, say: Callable[[str], None]) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+        """Passes phases on; never asks to stop."""
 
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[str] = []
+            trt.IProgressMonitor.__init__(self)
 
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.WARNING:
-                self.lines.append(message)
+        def phase_start(self, name: str, parent: str | None, num_steps: int) -> None:
+            say(name)
 
-    return Log()
+        def step_complete(self, name: str, step: int) -> bool:
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            pass
+
+    return Monitor()
 
 
 def _compute_capability(trt: ModuleType, gpu: str) -> Any:
     try:
-        return getattr(trt.ComputeCapability, gpu)
+        return getattr(trt.ComputeCapability, gpu.upper())
     except AttributeError:
         raise BundleError(f"{trt.__name__} builds no engines for {gpu}") from None
 

@@ -10,9 +10,10 @@ Dimension letters: R rows (slots), K key-value heads, C capacity in tokens, D he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class CacheView:
         tensors: graph input name to its view [stop - start, K, C, D].
     """
 
-    tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, Any]
 
 
 class KVCache:
@@ -36,21 +37,27 @@ class KVCache:
     Args:
         spec: the decoder graph's.
         num_rows: R.
+        zeros: makes an array of a shape and dtype, NumPy's or another library's with its interface.
     """
 
-    def __init__(self, spec: GraphSpec, num_rows: int) -> None:
-        self._arrays: dict[str, np.ndarray] = {}
+    def __init__(
+        self,
+        spec: GraphSpec,
+        num_rows: int,
+        zeros: Callable[[tuple[int, ...], str], Any] = np.zeros,
+    ) -> None:
+        self._arrays: dict[str, Any] = {}
         for name in spec.aliases.values():
             tensor = spec.input(name)
             shape = (num_rows, *(dim for dim in tensor.shape if isinstance(dim, int)))
             # Zeroed pages are only committed when they are written: capacity costs no memory.
-            self._arrays[name] = np.zeros(shape, tensor.dtype)
+            self._arrays[name] = zeros(shape, tensor.dtype)
         self.view = cache(self._view)
 
     @property
     def num_bytes(self) -> int:
         """Size of all arrays when every row is full."""
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(int(array.nbytes) for array in self._arrays.values())
 
     def _view(self, start: int, stop: int) -> CacheView:
         """The same object for the same rows, so that runtimes can keep what they bind."""

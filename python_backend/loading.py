@@ -8,6 +8,7 @@ from python_backend.config import EngineConfig
 from python_backend.encoder_cache import EncoderCache
 from python_backend.engine import Engine
 from python_backend.families.base import ModelFamily
+from python_backend.gpu import current_gpu
 from python_backend.manifest import GraphFile, ModelFolder
 from python_backend.model_runner import ModelRunner
 from python_backend.runtimes.base import EngineRuntime
@@ -21,7 +22,17 @@ from python_backend.vision_encoder import VisionEncoder
 def load_runtime(
     model: ModelFolder, graph: GraphFile, config: EngineConfig, *, keep_memory: bool = True
 ) -> EngineRuntime:
-    """A graph of `model` in the engine it was built for."""
+    """A graph of `model` in the engine it was built for.
+
+    Raises:
+        BundleError: this machine does not have what the engine needs, or the file is not what it should be.
+    """
+    engine = model.manifest.engine
+    if engine != "onnxruntime":
+        # Imported here: a machine without a GPU has neither TensorRT nor CuPy.
+        from python_backend.runtimes.tensorrt import TensorRtRuntime
+
+        return TensorRtRuntime(graph.spec, model.path(graph, current_gpu()), engine=engine)
     return OrtRuntime(
         graph.spec,
         model.path(graph),

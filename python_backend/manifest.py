@@ -12,11 +12,13 @@ from python_backend.errors import BundleError, InvalidRequestError
 from python_backend.sampling_params import SamplingParams
 from python_backend.spec import GraphSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
 PROCESSOR_DIR = "processor"
 VERSION_DIR = "1"
 """Triton's version directory; a bundle has one version."""
+CPU = "cpu"
+"""The target of graphs that ONNX Runtime runs; those of TensorRT are GPUs, such as `sm89`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +26,16 @@ class GraphFile:
     """One built graph.
 
     Attributes:
-        path: relative to the model repository.
+        paths: target to the file that runs on it, relative to the model repository.
         spec: its contract.
-        files: path relative to the repository to sha256, of the graph and of its weights.
+        files: path relative to the repository to sha256, of what was built and of its weights.
+        costs: target to what building its engine took: `seconds`, `peak_bytes` of memory, `engine_bytes`.
     """
 
-    path: str
+    paths: Mapping[str, str]
     spec: GraphSpec
     files: Mapping[str, str]
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,7 @@ class Manifest:
         served_model_name: the id clients use, such as a hub id.
         model_type: the family.
         config: the checkpoint's normalized config.json.
+        engine: what runs the graphs: onnxruntime, tensorrt or tensorrt_rtx.
         precision: of the graphs.
         max_model_len: context, prompt and output together, in tokens.
         max_seqs: choices generated at once, at most.
@@ -61,6 +66,7 @@ class Manifest:
     served_model_name: str
     model_type: str
     config: Mapping[str, Any]
+    engine: str
     precision: str
     max_model_len: int
     max_seqs: int
@@ -163,6 +169,16 @@ class ModelFolder:
         """Tokenizer and image-processor files."""
         return self.folder / VERSION_DIR / PROCESSOR_DIR
 
-    def path(self, graph: GraphFile) -> Path:
-        """The file of a graph."""
-        return self.folder.parent / graph.path
+    def path(self, graph: GraphFile, target: str = CPU) -> Path:
+        """The file of a graph for a target.
+
+        Raises:
+            BundleError: it was not built for that target.
+        """
+        try:
+            return self.folder.parent / graph.paths[target]
+        except KeyError:
+            raise BundleError(
+                f"{self.manifest.name} was built for {', '.join(graph.paths)} and not for {target}: "
+                f"build it with --gpu {target}"
+            ) from None

@@ -43,7 +43,7 @@ class ModelRunner:
 
     def __init__(self, runtime: EngineRuntime, num_rows: int) -> None:
         self._runtime = runtime
-        self._cache = KVCache(runtime.spec, num_rows)
+        self._cache = KVCache(runtime.spec, num_rows, runtime.zeros)
         embeds = runtime.spec.input("image_embeds")
         self.hidden_size = int(embeds.shape[1])
         self.vocab_size = int(runtime.spec.output("logits").shape[2])

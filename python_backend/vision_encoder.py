@@ -24,11 +24,6 @@ class EncoderImage:
     features: Features
     image_hash: str
 
-    @property
-    def num_patches(self) -> int:
-        """Rows of its largest tensor: what its encoding costs."""
-        return max(len(tensor) for tensor in self.features.values())
-
 
 class VisionEncoder:
     """Encodes pictures, through a cache. Owned by one thread.
@@ -81,11 +76,12 @@ class VisionEncoder:
         groups: list[list[EncoderImage]] = []
         room = 0
         for image in images:
-            if image.num_patches > room:
+            num_patches = self._family.num_patches(image.features)
+            if num_patches > room:
                 groups.append([])
                 room = self._max_patches
             groups[-1].append(image)
-            room -= image.num_patches
+            room -= num_patches
         return groups
 
     def close(self) -> None:

@@ -9,10 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from onnxscript import nn
 
+from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
 from builders.precision import Precision
+from builders.profiles import Profile
 from python_backend.families.base import Features
-from python_backend.spec import GraphSpec
+from python_backend.spec import GraphSpec, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +24,11 @@ class BuildLimits:
 
     Attributes:
         max_model_len: cache capacity per row, prompt and output together, in tokens.
+        max_shared_patches: vision patches of several pictures that share a call of a TensorRT engine.
     """
 
     max_model_len: int
+    max_shared_patches: int = 1024
 
 
 class FamilyGraphs(ABC):
@@ -39,9 +44,38 @@ class FamilyGraphs(ABC):
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
 
-    @abstractmethod
     def vision_encoder(self, precision: Precision) -> tuple[ir.Model, GraphSpec]:
         """The graph from encoder feeds to image embeddings, without numbers, and its contract."""
+        spec = GraphSpec(
+            name="vision_encoder",
+            inputs=self.vision_inputs(),
+            outputs=(TensorSpec("image_embeds", "float32", ("M", self.embeds_size)),),
+            aliases={},
+        )
+        builder = new_graph(spec)
+        feeds = declare_inputs(builder, spec, precision.compute)
+        embeds = self.tower(precision.unquantized)(builder.op, feeds)
+        if precision.compute != ir.DataType.FLOAT:
+            embeds = builder.op.Cast(embeds, to=ir.DataType.FLOAT)
+        declare_outputs(builder, spec, [embeds])
+        return to_model(builder), spec
+
+    @abstractmethod
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
+        """What the vision encoder is fed."""
+
+    @abstractmethod
+    def vision_profiles(self, limits: BuildLimits) -> tuple[Profile, ...]:
+        """Sizes of the vision encoder's axes in a TensorRT engine; a picture's tokens fit the context."""
+
+    @abstractmethod
+    def tower(self, precision: Precision) -> nn.Module:
+        """The vision encoder: (op, feeds) to embeddings [M, `embeds_size`]."""
+
+    @property
+    def embeds_size(self) -> int:
+        """Numbers of one image embedding."""
+        return int(self.config["text_config"]["hidden_size"])
 
     @abstractmethod
     def decoder(self, precision: Precision, limits: BuildLimits) -> tuple[ir.Model, GraphSpec]:

@@ -17,9 +17,9 @@ from onnxscript import nn
 
 from builders.decoder import build_decoder, common_config
 from builders.families.base import BuildLimits, FamilyGraphs, nested_names
-from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
 from builders.modules import Dense, Op, RMSNorm, rope_inv_freq
 from builders.precision import Precision
+from builders.profiles import Profile, tile_profile
 from builders.siglip import SiglipTower
 from python_backend.errors import BundleError
 from python_backend.families.base import Features
@@ -31,22 +31,17 @@ class Gemma3Graphs(FamilyGraphs):
 
     architectures: ClassVar[tuple[str, ...]] = ("Gemma3ForConditionalGeneration",)
 
-    def vision_encoder(self, precision: Precision) -> tuple[ir.Model, GraphSpec]:
-        vision, compute = self.config["vision_config"], precision.compute.numpy().name
-        side, hidden = vision["image_size"], self.config["text_config"]["hidden_size"]
-        spec = GraphSpec(
-            name="vision_encoder",
-            inputs=(
-                TensorSpec("pixel_values", compute, ("T", vision["num_channels"], side, side)),
-            ),
-            outputs=(TensorSpec("image_embeds", compute, ("M", hidden)),),
-            aliases={},
-        )
-        builder = new_graph(spec)
-        tower = _Visual(self.config, precision.unquantized)
-        embeds = tower(builder.op, declare_inputs(builder, spec))
-        declare_outputs(builder, spec, [embeds])
-        return to_model(builder), spec
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
+        vision = self.config["vision_config"]
+        side = vision["image_size"]
+        return (TensorSpec("pixel_values", "float32", ("T", vision["num_channels"], side, side)),)
+
+    def vision_profiles(self, limits: BuildLimits) -> tuple[Profile, ...]:
+        max_tiles = max(1, limits.max_model_len // self.config["mm_tokens_per_image"])
+        return (tile_profile(max_tiles, limits.max_model_len),)
+
+    def tower(self, precision: Precision) -> nn.Module:
+        return _Visual(self.config, precision)
 
     def decoder(self, precision: Precision, limits: BuildLimits) -> tuple[ir.Model, GraphSpec]:
         text = self.config["text_config"]

@@ -14,9 +14,9 @@ from onnxscript import nn
 
 from builders.decoder import build_decoder, common_config
 from builders.families.base import BuildLimits, FamilyGraphs
-from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
 from builders.modules import Linear, Op
 from builders.precision import Precision
+from builders.profiles import Profile, tile_profile
 from builders.siglip import SiglipTower
 from python_backend.errors import BundleError
 from python_backend.families.base import Features
@@ -31,21 +31,19 @@ class Idefics3Graphs(FamilyGraphs):
         "SmolVLMForConditionalGeneration",
     )
 
-    def vision_encoder(self, precision: Precision) -> tuple[ir.Model, GraphSpec]:
-        vision, compute = self.config["vision_config"], precision.compute.numpy().name
-        side, hidden = vision["image_size"], self.config["text_config"]["hidden_size"]
-        pixels = TensorSpec("pixel_values", compute, ("T", vision["num_channels"], side, side))
-        spec = GraphSpec(
-            name="vision_encoder",
-            inputs=(pixels,),
-            outputs=(TensorSpec("image_embeds", compute, ("M", hidden)),),
-            aliases={},
-        )
-        builder = new_graph(spec)
-        tower = _Visual(self.config, precision.unquantized)
-        embeds = tower(builder.op, declare_inputs(builder, spec))
-        declare_outputs(builder, spec, [embeds])
-        return to_model(builder), spec
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
+        vision = self.config["vision_config"]
+        side = vision["image_size"]
+        return (TensorSpec("pixel_values", "float32", ("T", vision["num_channels"], side, side)),)
+
+    def vision_profiles(self, limits: BuildLimits) -> tuple[Profile, ...]:
+        vision = self.config["vision_config"]
+        side = vision["image_size"] // vision["patch_size"] // self.config["scale_factor"]
+        max_tiles = max(1, limits.max_model_len // side**2)
+        return (tile_profile(max_tiles, limits.max_model_len),)
+
+    def tower(self, precision: Precision) -> nn.Module:
+        return _Visual(self.config, precision)
 
     def decoder(self, precision: Precision, limits: BuildLimits) -> tuple[ir.Model, GraphSpec]:
         text = self.config["text_config"]

@@ -17,9 +17,9 @@ from onnxscript import nn
 
 from builders.decoder import build_decoder, common_config
 from builders.families.base import BuildLimits, FamilyGraphs, nested_names
-from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
 from builders.modules import Dense, Linear, Op, activate
 from builders.precision import Precision
+from builders.profiles import Profile, tile_profile
 from builders.siglip import SiglipTower
 from python_backend.errors import BundleError
 from python_backend.families.base import Features
@@ -31,28 +31,23 @@ class LlavaOnevisionGraphs(FamilyGraphs):
 
     architectures: ClassVar[tuple[str, ...]] = ("LlavaOnevisionForConditionalGeneration",)
 
-    def vision_encoder(self, precision: Precision) -> tuple[ir.Model, GraphSpec]:
-        spec = self._vision_spec(precision.compute.numpy().name)
-        builder = new_graph(spec)
-        tower = _Visual(self.config, precision.unquantized)
-        embeds = tower(builder.op, declare_inputs(builder, spec))
-        declare_outputs(builder, spec, [embeds])
-        return to_model(builder), spec
-
-    def _vision_spec(self, compute: str) -> GraphSpec:
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
         vision = self.config["vision_config"]
         side = vision["image_size"]
-        hidden = self.config["text_config"]["hidden_size"]
-        return GraphSpec(
-            name="vision_encoder",
-            inputs=(
-                TensorSpec("pixel_values", compute, ("T", vision["num_channels"], side, side)),
-                TensorSpec("pack_index", "int64", ("M", 4)),
-                TensorSpec("pack_weight", compute, ("M", 4)),
-            ),
-            outputs=(TensorSpec("image_embeds", compute, ("M", hidden)),),
-            aliases={},
+        return (
+            TensorSpec("pixel_values", "float32", ("T", vision["num_channels"], side, side)),
+            TensorSpec("pack_index", "int64", ("M", 4)),
+            TensorSpec("pack_weight", "float32", ("M", 4)),
         )
+
+    def vision_profiles(self, limits: BuildLimits) -> tuple[Profile, ...]:
+        side = self.config["vision_config"]["image_size"]
+        grids = self.config["image_grid_pinpoints"]
+        max_tiles = 1 + max(height * width // side**2 for height, width in grids)
+        return (tile_profile(max_tiles, limits.max_model_len),)
+
+    def tower(self, precision: Precision) -> nn.Module:
+        return _Visual(self.config, precision)
 
     def decoder(self, precision: Precision, limits: BuildLimits) -> tuple[ir.Model, GraphSpec]:
         text = self.config["text_config"]

@@ -29,10 +29,11 @@ class Qwen2_5VLGraphs(Qwen2VLGraphs):  # noqa: N801 - the model's name has the u
 
     architectures: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLForConditionalGeneration",)
 
-    def more_vision_inputs(self, compute: str) -> tuple[TensorSpec, ...]:
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
         config = self.config["vision_config"]
         slots = (config["window_size"] // config["patch_size"]) ** 2
         return (
+            *super().vision_inputs(),
             TensorSpec("window_slots", "int64", ("W", slots)),
             TensorSpec("window_place", "int64", ("N",)),
         )

@@ -14,7 +14,6 @@ from onnxscript import nn
 
 from builders.decoder import DecoderConfig, build_decoder, common_config
 from builders.families.base import BuildLimits, FamilyGraphs
-from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
 from builders.modules import MLP, LayerNorm, Linear, Op
 from builders.patch_tower import (
     NORM_EPSILON,
@@ -26,6 +25,7 @@ from builders.patch_tower import (
     patch_shape,
 )
 from builders.precision import Precision
+from builders.profiles import Profile, patch_profiles
 from python_backend.spec import GraphSpec, TensorSpec
 
 
@@ -34,43 +34,23 @@ class Qwen2VLGraphs(FamilyGraphs):
 
     architectures: ClassVar[tuple[str, ...]] = ("Qwen2VLForConditionalGeneration",)
 
-    def vision_encoder(self, precision: Precision) -> tuple[ir.Model, GraphSpec]:
-        spec = self.vision_spec(precision.compute.numpy().name)
-        builder = new_graph(spec)
-        embeds = self.tower(precision.unquantized)(builder.op, declare_inputs(builder, spec))
-        declare_outputs(builder, spec, [embeds])
-        return to_model(builder), spec
-
-    def vision_spec(self, compute: str) -> GraphSpec:
-        """The tower's contract in a dtype."""
-        return GraphSpec(
-            name="vision_encoder",
-            inputs=(
-                TensorSpec(
-                    "pixel_values",
-                    compute,
-                    ("N", int(np.prod(patch_shape(self.config["vision_config"])))),
-                ),
-                TensorSpec("position_ids", "int64", ("N", 2)),
-                TensorSpec("image_slots", "int64", ("G", "L")),
-                TensorSpec("image_place", "int64", ("N",)),
-                *self.more_vision_inputs(compute),
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
+        return (
+            TensorSpec(
+                "pixel_values",
+                "float32",
+                ("N", int(np.prod(patch_shape(self.config["vision_config"])))),
             ),
-            outputs=(TensorSpec("image_embeds", compute, ("M", self.embeds_size)),),
-            aliases={},
+            TensorSpec("position_ids", "int64", ("N", 2)),
+            TensorSpec("image_slots", "int64", ("G", "L")),
+            TensorSpec("image_place", "int64", ("N",)),
         )
 
-    def more_vision_inputs(self, compute: str) -> tuple[TensorSpec, ...]:
-        """What this tower takes besides patches, their positions and images."""
-        return ()
-
-    @property
-    def embeds_size(self) -> int:
-        """Numbers of one image embedding."""
-        return int(self.config["text_config"]["hidden_size"])
+    def vision_profiles(self, limits: BuildLimits) -> tuple[Profile, ...]:
+        merged = self.config["vision_config"]["spatial_merge_size"] ** 2
+        return patch_profiles(limits.max_model_len * merged, limits.max_shared_patches)
 
     def tower(self, precision: Precision) -> nn.Module:
-        """The tower: (op, feeds) to embeddings."""
         return _Visual(self.config["vision_config"], precision)
 
     def decoder(self, precision: Precision, limits: BuildLimits) -> tuple[ir.Model, GraphSpec]:

@@ -44,10 +44,11 @@ class Qwen3VLGraphs(Qwen2VLGraphs):
     def embeds_size(self) -> int:
         return super().embeds_size * (1 + self._num_levels)
 
-    def more_vision_inputs(self, compute: str) -> tuple[TensorSpec, ...]:
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
         return (
+            *super().vision_inputs(),
             TensorSpec("grid_index", "int64", ("N", 4)),
-            TensorSpec("grid_weight", compute, ("N", 4)),
+            TensorSpec("grid_weight", "float32", ("N", 4)),
         )
 
     def tower(self, precision: Precision) -> nn.Module:

@@ -119,6 +119,14 @@ class ModelFamily(ABC):
         """What takes the place of the image's placeholder in the rendered conversation."""
         return self.template.image_token * image.num_tokens
 
+    def num_patches(self, features: Features) -> int:
+        """Vision patches of an image: what its encoding costs."""
+        pixels = features["pixel_values"]
+        if pixels.ndim == 2:  # a row each
+            return len(pixels)
+        side = pixels.shape[-1] // self.config["vision_config"]["patch_size"]
+        return int(len(pixels) * side**2)
+
     @abstractmethod
     def split_images(self, features: Features) -> list[Features]:
         """The images of `join_images`, one by one."""

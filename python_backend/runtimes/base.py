@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -41,6 +41,10 @@ class EngineRuntime(ABC):
         """
         self.spec.check(feeds)
         return self._run(feeds, cache)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """An array of zeros where the graph computes, for its cache."""
+        return np.zeros(shape, dtype)
 
     @abstractmethod
     def _run(

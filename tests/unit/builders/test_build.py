@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -143,11 +144,32 @@ def test_unverified_model_is_refused_unless_allowed(build_tiny):
         {"name": "../outside"},
         {"name": ""},
         {"name": 'quo"te'},
+        {"engine": "onnxruntime", "precision": "bf16"},
+        {"engine": "tensorrt_rtx", "precision": "fp32", "gpus": ("sm89",)},
+        {"engine": "tensorrt_rtx"},
+        {"engine": "tensorrt_rtx", "gpus": ("ada",)},
+        {"engine": "tensorrt", "gpus": ("sm89",)},
+        {"engine": "openvino"},
     ],
 )
 def test_options_out_of_range_are_refused(changes):
     with pytest.raises(BundleError):
         BuildOptions(model="somewhere/model", **changes)
+
+
+def test_precision_of_an_engine_is_its_first_unless_given():
+    assert BuildOptions(model="m").precision == "fp32"
+    assert BuildOptions(model="m", engine="tensorrt").precision == "bf16"
+    assert BuildOptions(model="m", engine="tensorrt_rtx", gpus=("sm89",)).precision == "bf16"
+
+
+def test_tensorrt_on_a_machine_without_a_gpu_says_so(build_tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "11", raising=False)
+    with pytest.raises(BundleError, match="needs an NVIDIA GPU"):
+        build_tiny(engine="tensorrt")
+    assert list((tmp_path / "repository").iterdir()) == []
 
 
 def _run_build(*arguments: str) -> subprocess.CompletedProcess[str]:

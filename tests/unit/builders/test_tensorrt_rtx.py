@@ -12,9 +12,12 @@ from builders.families import family_graphs
 from builders.families.base import BuildLimits
 from builders.graph import write_graph
 from builders.modules import fill_weights
+from builders.options import BuildOptions
+from builders.pipeline import build
 from builders.precision import Precision
+from builders.profiles import decoder_profiles
 from builders.source import open_source
-from builders.trt_engine import decoder_profiles, engine_from_onnx
+from builders.trt_engine import engine_from_onnx
 from python_backend.errors import BundleError
 from python_backend.spec import GraphSpec, TensorSpec
 from tests.tiny.shapes import SHAPES
@@ -72,7 +75,7 @@ def test_linked_graph_becomes_an_engine_with_every_tensor_of_its_contract(
     tied, linked_graph, name, compute, gpu
 ):
     path, spec = linked_graph(name, compute)
-    profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK) if name == "decoder" else [VISION_PROFILE]
+    profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK, 128) if name == "decoder" else [VISION_PROFILE]
     engine = engine_from_onnx(path, spec, profiles, gpu=gpu, weights_dir=tied.checkpoint)
     assert len(engine) > 100_000
     names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
@@ -84,18 +87,57 @@ def test_linked_graph_becomes_an_engine_with_every_tensor_of_its_contract(
 def test_graphs_of_every_family_become_engines(tiny_models, linked_graph, family, name):
     checkpoint = tiny_models(family).checkpoint
     path, spec = linked_graph(name, ir.DataType.BFLOAT16, checkpoint)
-    profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK) if name == "decoder" else [VISION_PROFILE]
+    profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK, 128) if name == "decoder" else [VISION_PROFILE]
     engine = engine_from_onnx(path, spec, profiles, gpu="SM89", weights_dir=checkpoint)
     names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
     assert [n for n in names if n.encode() not in engine] == []
 
 
+@pytest.mark.parametrize("gpu", ["sm80", "sm89", "sm120"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8", "int4"])
+def test_every_precision_becomes_an_engine_for_every_gpu(linked_graph, precision, gpu):
+    path, spec = linked_graph("decoder", Precision.for_gpu(precision))
+    engine = engine_from_onnx(path, spec, decoder_profiles(MAX_SEQS, MAX_CHUNK, 128), gpu=gpu)
+    names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
+    assert [n for n in names if n.encode() not in engine] == []
+
+
+def test_a_build_for_several_gpus_has_an_engine_for_each_and_what_it_cost(tied, tmp_path, report):
+    options = BuildOptions(
+        model=str(tied.checkpoint),
+        output=tmp_path,
+        max_model_len=128,
+        engine="tensorrt_rtx",
+        precision="int4",
+        gpus=("sm89", "sm120"),
+    )
+    model, results = build(options, report)
+    assert len(results) == 3  # the same graphs in fp32, against Hugging Face
+    assert "not run" in model.manifest.verification["engines"]
+    for graph in (model.manifest.vision_encoder, model.manifest.decoder):
+        assert list(graph.paths) == ["sm89", "sm120"]
+        for gpu in options.gpus:
+            size = model.path(graph, gpu).stat().st_size
+            assert graph.costs[gpu]["engine_bytes"] == size
+            assert graph.costs[gpu]["peak_bytes"] > size
+            assert graph.costs[gpu]["seconds"] > 0
+            assert f"{graph.spec.name} for {gpu}" in "\n".join(report.notes)
+        names = {path.name for path in model.path(graph, "sm89").parent.iterdir()}
+        assert names == {"model.py", *(model.path(graph, gpu).name for gpu in options.gpus)}
+    config = (tmp_path / f"{model.manifest.name}-encoder" / "config.pbtxt").read_text()
+    assert "max_batch_size: 16" in config
+    report.notes.clear()
+    build(options, report)
+    assert report.notes == ["nothing has changed since the last build"]
+
+
 def test_decoder_profiles_pin_decode_to_one_token_and_prefill_to_one_row():
-    decode, prefill = decoder_profiles(MAX_SEQS, MAX_CHUNK)
+    decode, prefill = decoder_profiles(MAX_SEQS, MAX_CHUNK, 128)
     assert decode["S"] == (1, 1, 1)
     assert (decode["B"][0], decode["B"][2]) == (1, MAX_SEQS)
     assert prefill["B"] == (1, 1, 1)
-    assert (prefill["S"][0], prefill["S"][2]) == (2, MAX_CHUNK)
+    assert (prefill["S"][0], prefill["S"][2]) == (1, MAX_CHUNK)
+    assert prefill["I"][2] == 128  # a chunk is given the embeddings of its whole prompt
 
 
 def test_an_input_that_tensorrt_drops_is_an_error(tmp_path):
@@ -134,7 +176,7 @@ def test_a_graph_that_tensorrt_refuses_is_an_error_with_its_reason(tied, linked_
     path, spec = linked_graph("decoder", ir.DataType.FLOAT)
     with pytest.raises(BundleError, match="dedicated kernel"):
         engine_from_onnx(
-            path, spec, decoder_profiles(1, 8), gpu="SM89", weights_dir=tied.checkpoint
+            path, spec, decoder_profiles(1, 8, 128), gpu="SM89", weights_dir=tied.checkpoint
         )
 
 
@@ -144,7 +186,7 @@ def test_weights_quantized_for_the_cpu_are_refused_with_the_reason(linked_graph,
     precision = Precision(compute=ir.DataType.FLOAT16, weight_bits=weight_bits)
     path, spec = linked_graph("decoder", precision)
     with pytest.raises(BundleError, match="Scale coefficients must all be positive"):
-        engine_from_onnx(path, spec, decoder_profiles(1, 8), gpu="SM89")
+        engine_from_onnx(path, spec, decoder_profiles(1, 8, 128), gpu="SM89")
 
 
 def test_a_contract_that_the_file_does_not_fulfil_is_an_error(tied, linked_graph):

@@ -133,6 +133,9 @@ class FakeTower(EngineRuntime):
 class FakeFamily:
     """One embedding per patch."""
 
+    def num_patches(self, features):
+        return len(features["pixels"])
+
     def encoder_feeds(self, images):
         return {"pixels": np.concatenate([image["pixels"] for image in images])}
 
@@ -158,7 +161,7 @@ def test_each_picture_gets_its_own_embeddings_in_order(tower):
     encoder = _encoder(tower)
     for images in ([], [_image("a")], [_image("c", 3), _image("a"), _image("b", 1)]):
         embeds = encoder.encode(images)
-        assert [len(e) for e in embeds] == [image.num_patches for image in images]
+        assert [len(e) for e in embeds] == [len(image.features["pixels"]) for image in images]
         assert [e[0, 0] for e in embeds] == [2 * ord(image.image_hash) for image in images]
 
 

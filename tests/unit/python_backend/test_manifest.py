@@ -54,9 +54,9 @@ def test_graph_spec_survives_its_json():
         "[]",
         "null",
         "{}",
-        '{"format_version": 2}',
-        '{"format_version": 2, "vision_encoder": {}, "decoder": {}}',
-        '{"format_version": 2, "vision_encoder": null, "decoder": []}',
+        '{"format_version": 3}',
+        '{"format_version": 3, "vision_encoder": {}, "decoder": {}}',
+        '{"format_version": 3, "vision_encoder": null, "decoder": []}',
     ],
 )
 def test_damaged_manifest_is_refused(folder, text):
