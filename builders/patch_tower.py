@@ -9,6 +9,7 @@ Dimension letters: N patches, P numbers per patch, G groups, L slots per group, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,10 +78,18 @@ class PatchBlock(nn.Module):
     """`x += attention(norm1(x)); x += mlp(norm2(x))`."""
 
     def __init__(
-        self, norm1: nn.Module, norm2: nn.Module, attn: PatchAttention, mlp: nn.Module
+        self,
+        precision: Precision,
+        hidden_size: int,
+        num_heads: int,
+        norm: Callable[[Precision, int, float], nn.Module],
+        mlp: nn.Module,
     ) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.attn, self.mlp = norm1, norm2, attn, mlp
+        self.norm1 = norm(precision, hidden_size, NORM_EPSILON)
+        self.norm2 = norm(precision, hidden_size, NORM_EPSILON)
+        self.attn = PatchAttention(precision, hidden_size, num_heads)
+        self.mlp = mlp
 
     def forward(self, op: Op, x: ir.Value, groups: Groups) -> ir.Value:
         x = op.Add(x, self.attn(op, self.norm1(op, x), groups))

@@ -15,7 +15,6 @@ from builders.modules import GatedMLP, Op, RMSNorm
 from builders.patch_tower import (
     NORM_EPSILON,
     Groups,
-    PatchAttention,
     PatchBlock,
     PatchEmbed,
     axial_rope,
@@ -52,9 +51,10 @@ class _Visual(nn.Module):
         self.blocks = nn.ModuleList(
             [
                 PatchBlock(
-                    RMSNorm(precision, hidden, NORM_EPSILON),
-                    RMSNorm(precision, hidden, NORM_EPSILON),
-                    PatchAttention(precision, hidden, num_heads),
+                    precision,
+                    hidden,
+                    num_heads,
+                    RMSNorm,
                     GatedMLP(
                         precision,
                         hidden,

@@ -22,7 +22,6 @@ from builders.modules import MLP, Dense, LayerNorm, Linear, Op
 from builders.patch_tower import (
     NORM_EPSILON,
     Groups,
-    PatchAttention,
     PatchBlock,
     PatchEmbed,
     axial_rope,
@@ -117,9 +116,10 @@ class _Visual(nn.Module):
         self.blocks = nn.ModuleList(
             [
                 PatchBlock(
-                    LayerNorm(precision, hidden, NORM_EPSILON),
-                    LayerNorm(precision, hidden, NORM_EPSILON),
-                    PatchAttention(precision, hidden, num_heads),
+                    precision,
+                    hidden,
+                    num_heads,
+                    LayerNorm,
                     MLP(
                         precision,
                         hidden,
