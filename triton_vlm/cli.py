@@ -178,6 +178,44 @@ def generate(
         _fail(str(exc))
 
 
+@app.command()
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A built model's name or folder, or a checkpoint's folder: say which limits of it "
+            "fit into memory.",
+            show_default=False,
+        ),
+    ] = None,
+    repository: Annotated[Path, typer.Option(metavar="DIR", help="Folder of built models.")] = Path(
+        "model_repository"
+    ),
+    tritonserver: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The tritonserver to use. Default: the one in PATH, else the packaged one.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Say what this machine can serve, and what to do about the rest.
+
+    The exit status is 0 if a model can be served here, 1 if not.
+    """
+    from triton_vlm.doctor import report
+    from triton_vlm.doctor.command import examine
+    from triton_vlm.launch_error import LaunchError
+
+    try:
+        findings = examine(model, repository, tritonserver)
+    except LaunchError as exc:
+        _fail(str(exc))
+    typer.echo(report.as_json(findings) if as_json else report.as_text(findings))
+    raise typer.Exit(0 if findings.can_serve else 1)
+
+
 def _fail(sentence: str) -> NoReturn:
     typer.echo(f"Error: {sentence}", err=True)
     raise typer.Exit(1)

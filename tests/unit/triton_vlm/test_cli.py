@@ -19,7 +19,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.parametrize("command", ["build", "serve", "chat", "generate"])
+@pytest.mark.parametrize("command", ["build", "serve", "chat", "generate", "doctor"])
 def test_help_lists_every_command(command: str) -> None:
     assert command in run("--help")[1]
 
