@@ -41,10 +41,10 @@ test-unit: test-env ## Run the unit tests only
 test-triton: test-env ## Run the tests that start the real Triton
 	$(TEST_PYTHON) -m pytest tests/triton $(PYTEST_OPTIONS)
 
-test-gpu: test-env ## Run the tests that need an NVIDIA GPU
+test-gpu: test-env ## Run the tests that need an NVIDIA GPU; writes build/gpu-report.json
 	@nvidia-smi -L 2>/dev/null | grep -q GPU || \
 		{ echo "make test-gpu needs an NVIDIA GPU and nvidia-smi finds none" >&2; exit 1; }
-	$(TEST_PYTHON) -m pytest tests/gpu $(PYTEST_OPTIONS)
+	$(TEST_PYTHON) -m pytest tests/gpu --gpu-report=build/gpu-report.json $(PYTEST_OPTIONS)
 
 check: test-env ## Check format, lint and types and run the unit tests
 	$(TEST_PYTHON) -m ruff format --check .

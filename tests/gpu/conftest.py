@@ -1,0 +1,47 @@
+"""Tests of this folder need an NVIDIA GPU: they are skipped without one, and told apart by device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.report import GpuReport
+from triton_vlm.doctor.gpu import GpuQueryError, find_gpus
+
+FOLDER = Path(__file__).parent
+TIMEOUT_S = 600
+"""Engines are built in some of them, which takes minutes."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--gpu-report",
+        type=Path,
+        metavar="PATH",
+        help="write device, driver, TensorRT version and the result of every test to a JSON file",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--gpu-report")
+    if path is not None:
+        config.pluginmanager.register(GpuReport(path), "gpu-report")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ours = [item for item in items if item.path.is_relative_to(FOLDER)]
+    reason = why_not()
+    for item in ours:
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
+
+def why_not() -> str:
+    """Why these tests cannot run here, empty when they can."""
+    try:
+        return "" if find_gpus() else "no NVIDIA GPU: nvidia-smi finds none"
+    except GpuQueryError as error:
+        return f"no NVIDIA GPU: nvidia-smi fails: {error}"
