@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 FINAL = ("triton", "proxy")
 FIRST_SAFE_TRITON = (26, 8)
+IMAGE = "triton-vlm:0.1.0"
 
 
 @dataclass(frozen=True)
@@ -283,3 +285,34 @@ def test_the_gpu_file_only_adds_a_gpu() -> None:
             }
         }
     }
+
+
+# The commands in the documentation
+
+
+def docker_run(document: str) -> list[str]:
+    """The one `docker run` of a document, as words, its models folder left out."""
+    text = (ROOT / document).read_text("utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"^docker run .*$", text, flags=re.MULTILINE)
+    return shlex.split(re.sub(r"\$PWD/\w+", "$PWD/FOLDER", line))
+
+
+def test_the_documents_agree_on_docker_run() -> None:
+    assert docker_run("README.md") == docker_run("docs/deployment.md")
+
+
+def test_one_container_has_the_same_rights_as_two() -> None:
+    words = docker_run("README.md")
+    run, serve = words[: words.index(IMAGE)], words[words.index(IMAGE) + 1 :]
+    triton = SERVICES["triton"]
+    assert triton["image"] == IMAGE
+    options = {name: run[i + 1] for i, name in enumerate(run[:-1]) if name.startswith("--")}
+    assert {"--rm", "--init", "--read-only"} <= set(run)
+    assert options["--cap-drop"] == "ALL"
+    assert options["--security-opt"] == "no-new-privileges"
+    assert options["--tmpfs"] == triton["tmpfs"][0]
+    assert options["--volume"].endswith(":/models:ro")
+    assert options["--publish"] == "127.0.0.1:9000:9000"
+    # Where the image's health check looks.
+    assert serve[:2] == ["triton-vlm", "serve"]
+    assert serve[serve.index("--triton-grpc-port") + 1] == "8001"
