@@ -108,7 +108,10 @@ def recorded_cases(folder: Path) -> list[ReferenceCase] | None:
 
 
 def verify(
-    model: ModelFolder, cases: Sequence[ReferenceCase], logits_tolerance: float
+    model: ModelFolder,
+    cases: Sequence[ReferenceCase],
+    logits_tolerance: float,
+    embeds_tolerance: float = FP32_TOLERANCE,
 ) -> list[CaseResult]:
     """Run every case through the built stages and compare.
 
@@ -116,11 +119,12 @@ def verify(
         model: staged or in place.
         cases: what the reference made of some conversations.
         logits_tolerance: relative RMS error of a row of logits, at most.
+        embeds_tolerance: the same of image embeddings; no tower is quantized.
 
     Raises:
         ParityError: naming every case that is out of tolerance, after all have run.
     """
-    runner = _CaseRunner(model, logits_tolerance)
+    runner = _CaseRunner(model, logits_tolerance, embeds_tolerance)
     results = [runner.run(case) for case in cases]
     problems = [problem for result in results for problem in result.problems]
     if problems:
@@ -133,14 +137,16 @@ def verify(
 class _CaseRunner:
     """One row of the cache, one case after another."""
 
-    def __init__(self, model: ModelFolder, logits_tolerance: float) -> None:
-        self._tolerance = logits_tolerance
+    def __init__(
+        self, model: ModelFolder, logits_tolerance: float, embeds_tolerance: float
+    ) -> None:
+        self._logits_tolerance, self._embeds_tolerance = logits_tolerance, embeds_tolerance
         self._is_exact = model.manifest.precision == "fp32"
         self._preprocessor = Preprocessor(model)
         config = EngineConfig()
         self._encoder = load_runtime(model, model.manifest.vision_encoder, config)
         self._decoder = load_runtime(model, model.manifest.decoder, config)
-        self._view = KVCache(self._decoder.spec, 1).view(0, 1)
+        self._view = KVCache(self._decoder.spec, 1, self._decoder.zeros).view(0, 1)
 
     def run(self, case: ReferenceCase) -> CaseResult:
         prepared = self._preprocessor.prepare({"messages": case.messages}, case.images)
@@ -158,11 +164,11 @@ class _CaseRunner:
         embeds_error = 0.0
         if case.image_embeds is not None:
             embeds_error = relative_error(embeds, case.image_embeds)
-            if not embeds_error <= FP32_TOLERANCE:  # the tower is not quantized
+            if not embeds_error <= self._embeds_tolerance:
                 problems.append(f"{case.name}: image embeddings are off by {embeds_error:.2e}")
         logits = self._decode(prepared, embeds, case.greedy_token_ids)
         errors = [relative_error(a, b) for a, b in zip(logits, case.logits, strict=False)]
-        if not max(errors) <= self._tolerance:
+        if not max(errors) <= self._logits_tolerance:
             problems.append(f"{case.name}: logits are off by {max(errors):.2e}")
         greedy = logits.argmax(axis=1)
         equal = greedy == np.array(case.greedy_token_ids)
