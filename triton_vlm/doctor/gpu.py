@@ -182,7 +182,7 @@ def tensorrt_check(libraries: list[Library], gpus: list[Gpu]) -> Check:
             status=Status.MISSING,
             finding="neither tensorrt nor tensorrt_rtx is installed",
             next_step="only engines need it; take it from NVIDIA's Triton image, or "
-            "pip install 'triton-vlm[tensorrt-rtx]'",
+            "pip install 'triton-vlm[tensorrt]'",
         )
     finding = ", ".join(f"{library.module} {library.version}".strip() for library in libraries)
     left_out = [
@@ -210,7 +210,7 @@ def cuda_python_check() -> Check:
             name="CUDA Python",
             status=Status.MISSING,
             finding="neither cupy nor cuda.bindings is installed",
-            next_step="only engines on a GPU need one; pip install cupy-cuda13x",
+            next_step="only engines on a GPU need one; pip install 'triton-vlm[gpu]'",
         )
     finding = ", ".join(f"{library.module} {library.version}".strip() for library in libraries)
     return Check(name="CUDA Python", status=Status.OK, finding=finding)

@@ -59,6 +59,11 @@ class Model:
         return DEFAULT_MAX_SEQS, min(self.max_position, DEFAULT_MAX_MODEL_LEN)
 
     @property
+    def is_for_cpu(self) -> bool:
+        """Whether it was built for ONNX Runtime."""
+        return self.manifest is not None and self.manifest.engine == "onnxruntime"
+
+    @property
     def num_sliding_layers(self) -> int:
         """Layers that look back through a window only."""
         return list(self.config["text_config"].get("layer_types") or ()).count("sliding_attention")
@@ -119,7 +124,7 @@ def host_footprint(model: Model, free_bytes: int) -> Footprint:
     from python_backend.config import EngineConfig
 
     max_model_len = model.limits[1]
-    if model.manifest is not None and model.repository is not None:
+    if model.is_for_cpu and model.manifest is not None and model.repository is not None:
         precision = model.manifest.precision
         graphs = (model.manifest.vision_encoder, model.manifest.decoder)
         files = {model.repository / file for graph in graphs for file in graph.files}
@@ -147,18 +152,18 @@ def host_footprint(model: Model, free_bytes: int) -> Footprint:
 
 
 def gpu_footprint(model: Model, index: int, gpu: Gpu, host_free_bytes: int) -> Footprint:
-    """The model as bfloat16 engines on a GPU, whatever precision was built for the CPU."""
-    import onnx_ir as ir
-
+    """The model as engines on a GPU: as they were built, or as bfloat16 would be."""
     from builders.precision import Precision
     from python_backend.config import EngineConfig
 
     max_model_len = model.limits[1]
-    precision = Precision(compute=ir.DataType.BFLOAT16)
-    spec, weights_bytes = _graphs(model, precision, max_model_len)
+    precision = "bf16"
+    if model.manifest is not None and not model.is_for_cpu:
+        precision = model.manifest.precision
+    spec, weights_bytes = _graphs(model, Precision.for_gpu(precision), max_model_len)
     return Footprint(
         device=f"GPU {index}",
-        precision="bf16",
+        precision=precision,
         weights_bytes=weights_bytes,
         cache=cache_size(spec, max_model_len),
         activations=_activations(model, score_heads=0),

@@ -270,18 +270,19 @@ def test_services_are_built_from_the_stage_of_their_name(name: str) -> None:
     assert build["target"] == name
 
 
-def test_the_gpu_file_only_adds_a_gpu() -> None:
+def test_the_gpu_file_only_adds_a_gpu_and_what_python_needs_for_it() -> None:
     gpu = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text("utf-8"))
     assert gpu == {
         "services": {
             "triton": {
+                "build": {"args": {"EXTRAS": "gpu"}},
                 "deploy": {
                     "resources": {
                         "reservations": {
                             "devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
                         }
                     }
-                }
+                },
             }
         }
     }
