@@ -29,7 +29,7 @@ class ServedEngine:
         """
         self._stack = stack
         self._workload = workload
-        (self._model,) = stack.proxy.model_ids()
+        (self._model,) = (model["id"] for model in stack.proxy.models())
 
     @property
     def groups(self) -> tuple[int, int]:

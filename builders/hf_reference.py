@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
 from builders.families.base import FamilyGraphs
 from builders.precision import BLOCK_SIZE
@@ -28,6 +28,8 @@ def huggingface_cases(
 ) -> list[ReferenceCase]:
     """Run the checkpoint in `folder` on a text, on one picture and on two in two turns.
 
+    On a text and on two turns of text if the model sees no images.
+
     Args:
         folder: the checkpoint.
         graphs: of its family.
@@ -38,7 +40,8 @@ def huggingface_cases(
         the
             graph and not the loss of precision that was asked for.
     """
-    model: Any = AutoModelForImageTextToText.from_pretrained(
+    auto_class = AutoModelForImageTextToText if graphs.sees_images else AutoModelForCausalLM
+    model: Any = auto_class.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     model.eval()
@@ -54,8 +57,12 @@ def huggingface_cases(
         {"role": "user", "content": [{"type": "text", "text": "And in this one?"}, image]},
     ]
     reference = _Reference(model, graphs, preprocessor)
+    text_case = reference.case("text", [_QUESTION], [])
+    if not graphs.sees_images:
+        answer = {"role": "assistant", "content": "It is salty."}
+        return [text_case, reference.case("text in two turns", [_QUESTION, answer, _QUESTION], [])]
     return [
-        reference.case("text", [_QUESTION], []),
+        text_case,
         reference.case("one image", [one], images[:1]),
         reference.case("two images in two turns", turns, images),
     ]

@@ -118,7 +118,7 @@ def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[Case
 
 
 def _max_model_len(options: BuildOptions, source: Source) -> int:
-    limit = int(source.config["text_config"]["max_position_embeddings"])
+    limit = int(source.text_config["max_position_embeddings"])
     wanted = options.max_model_len
     if wanted is None:
         return min(limit, _DEFAULT_MAX_MODEL_LEN)
@@ -160,12 +160,14 @@ def _build_into(
         max_model_len=max_model_len, max_shared_patches=runtime.max_encoder_patches
     )
     writer = _GraphWriter(staging, source, graphs.checkpoint_names, options, report, existing)
-    vision = writer.write(
-        name + names.ENCODER_SUFFIX,
-        lambda: graphs.vision_encoder(precision),
-        options.number_formats.unquantized,
-        graphs.vision_profiles(limits),
-    )
+    vision = None
+    if graphs.sees_images:
+        vision = writer.write(
+            name + names.ENCODER_SUFFIX,
+            lambda: graphs.vision_encoder(precision),
+            options.number_formats.unquantized,
+            graphs.vision_profiles(limits),
+        )
     chunk = min(runtime.max_num_batched_tokens, max_model_len)
     decoder = writer.write(
         name + names.DECODER_SUFFIX,
@@ -185,7 +187,7 @@ def _build_into(
         precision=options.precision,
         max_model_len=max_model_len,
         max_seqs=options.max_seqs,
-        max_images=options.max_images,
+        max_images=options.max_images if graphs.sees_images else 0,
         eos_token_ids=source.eos_token_ids,
         sampling_defaults=source.sampling_defaults,
         processor_fingerprint=_digest(
@@ -383,10 +385,11 @@ def _write_manifest(repository: Path, manifest: Manifest) -> ModelFolder:
 
 def _move_into_place(staging: Path, output: Path, name: str) -> None:
     for suffix in _STAGES:
-        target, old = output / (name + suffix), staging / (name + suffix + ".old")
+        target, built = output / (name + suffix), staging / (name + suffix)
         if target.exists():
-            target.rename(old)
-        (staging / (name + suffix)).rename(target)
+            target.rename(staging / (name + suffix + ".old"))
+        if built.exists():  # a model that reads text only has no encoder
+            built.rename(target)
 
 
 def _versions() -> dict[str, str]:

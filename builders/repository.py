@@ -1,9 +1,11 @@
-"""The Triton model repository: four models per checkpoint, generated from the manifest and the family.
+"""The Triton model repository: the models of a checkpoint, generated from the manifest and the family.
 
 <name>              ensemble, and the home of manifest.json and the processor's files
 <name>-preprocess   messages and image files to token ids and pixels
 <name>-encoder      pixels to image embeddings
 <name>-decoder      tokens to text, in-flight batching
+
+A checkpoint that reads text only has no encoder.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ _TOKENS = (
 def write_repository(
     repository: Path, manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]
 ) -> None:
-    """Write config.pbtxt and model.py of the four models into `repository`.
+    """Write config.pbtxt and model.py of the models into `repository`.
 
     Args:
         repository: model folders are made in it as needed.
@@ -59,9 +61,10 @@ def write_repository(
     configs = {
         name: _ensemble(manifest, encoder_tensors),
         name + names.PREPROCESS_SUFFIX: _preprocess(manifest, encoder_tensors),
-        name + names.ENCODER_SUFFIX: _encoder(manifest, encoder_tensors),
         name + names.DECODER_SUFFIX: _decoder(manifest),
     }
+    if manifest.sees_images:
+        configs[name + names.ENCODER_SUFFIX] = _encoder(manifest, encoder_tensors)
     for model, config in configs.items():
         folder = repository / model / VERSION_DIR
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,21 +85,19 @@ __all__ = ["TritonPythonModel"]
 
 def _ensemble(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str:
     name = manifest.name
-    features = [tensor.name for tensor in encoder_tensors]
     tokens = [tensor.name for tensor in _TOKENS]
+    embeds = [tensor.name for tensor in _embeds(manifest)]
+    images = [*(tensor.name for tensor in encoder_tensors), names.IMAGE_HASHES] if embeds else []
     steps = [
-        _step(
-            name + names.PREPROCESS_SUFFIX,
-            [names.PROMPT, names.IMAGES],
-            [*tokens, *features, names.IMAGE_HASHES],
-        ),
-        _step(name + names.ENCODER_SUFFIX, [*features, names.IMAGE_HASHES], [names.IMAGE_EMBEDS]),
+        _step(name + names.PREPROCESS_SUFFIX, [names.PROMPT, names.IMAGES], [*tokens, *images]),
         _step(
             name + names.DECODER_SUFFIX,
-            [*tokens, names.IMAGE_EMBEDS, names.SAMPLING],
+            [*tokens, *embeds, names.SAMPLING],
             [names.TEXT, names.DETAILS],
         ),
     ]
+    if embeds:
+        steps.insert(1, _step(name + names.ENCODER_SUFFIX, images, embeds))
     return (
         f'name: "{name}"\nplatform: "ensemble"\nmax_batch_size: 0\n'
         + _tensors("input", (*_REQUEST, _SAMPLING))
@@ -115,12 +116,11 @@ def _ensemble(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> st
 
 
 def _preprocess(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str:
-    batched = tuple(TensorSpec(t.name, t.dtype, (1, *t.shape)) for t in encoder_tensors)
     return (
         _python_model(manifest.name + names.PREPROCESS_SUFFIX)
         + _ONE_INSTANCE
         + _tensors("input", _REQUEST)
-        + _tensors("output", (*_TOKENS, *batched, _HASHES))
+        + _tensors("output", (*_TOKENS, *map(_with_batch_axis, encoder_tensors), _HASHES))
         + _parameters({"model": manifest.name})
     )
 
@@ -134,7 +134,7 @@ def _encoder(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str
         + "# Requests that wait go through the encoder together, max_batch_size at once, ragged.\n"
         + "dynamic_batching { }\n"
         + _tensors("input", (*encoder_tensors, hashes), "allow_ragged_batch: true")
-        + _tensors("output", (_embeds(manifest),))
+        + _tensors("output", _embeds(manifest))
         + _parameters(
             {
                 "model": manifest.name,
@@ -148,9 +148,7 @@ def _encoder(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str
 
 def _decoder(manifest: Manifest) -> str:
     config = EngineConfig()
-    embeds = _embeds(manifest)
-    batched = TensorSpec(embeds.name, embeds.dtype, (1, *embeds.shape))
-    inputs = (*_TOKENS, batched, _SAMPLING, _CANCEL)
+    inputs = (*_TOKENS, *map(_with_batch_axis, _embeds(manifest)), _SAMPLING, _CANCEL)
     return (
         _python_model(manifest.name + names.DECODER_SUFFIX)
         + _ONE_INSTANCE
@@ -170,9 +168,16 @@ def _decoder(manifest: Manifest) -> str:
     )
 
 
-def _embeds(manifest: Manifest) -> TensorSpec:
+def _embeds(manifest: Manifest) -> tuple[TensorSpec, ...]:
+    """What the encoder hands to the decoder, if there is one."""
+    if manifest.vision_encoder is None:
+        return ()
     output = manifest.vision_encoder.spec.computed_outputs[0]
-    return TensorSpec(names.IMAGE_EMBEDS, output.dtype, output.shape)
+    return (TensorSpec(names.IMAGE_EMBEDS, output.dtype, output.shape),)
+
+
+def _with_batch_axis(tensor: TensorSpec) -> TensorSpec:
+    return TensorSpec(tensor.name, tensor.dtype, (1, *tensor.shape))
 
 
 _ONE_INSTANCE = "instance_group [ { count: 1, kind: KIND_CPU } ]\n"

@@ -34,11 +34,17 @@ class Source:
     generation_config: Mapping[str, Any]
 
     @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The part of the config that is about the decoder: all of it if the model reads text only."""
+        config: Mapping[str, Any] = self.config.get("text_config", self.config)
+        return config
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the generation config's, else the config's."""
         eos = self.generation_config.get("eos_token_id", self.config.get("eos_token_id"))
         if eos is None:
-            eos = self.config["text_config"].get("eos_token_id")
+            eos = self.text_config.get("eos_token_id")
         if eos is None:
             raise BundleError(
                 f"{self.checkpoint.folder} names no eos_token_id: add it to its config"

@@ -20,7 +20,7 @@ class ModelInfo:
         created: Unix time at which this proxy first saw the model.
         fingerprint: changes when the served configuration changes; OpenAI's `system_fingerprint`.
         max_model_len: context limit in tokens, prompt and output together, if Triton tells.
-        max_images: images allowed in one prompt, if Triton tells.
+        max_images: images allowed in one prompt, if Triton tells; 0 for a model that reads text only.
     """
 
     id: str

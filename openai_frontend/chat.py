@@ -146,6 +146,12 @@ class ChatService:
         if model is None:
             raise ModelNotFoundError(request.model)
         record.model = model.id
+        if sources and model.max_images == 0:
+            raise InvalidRequestError(
+                f"The model `{model.id}` is text-only: send the request without images, or ask a "
+                "model that sees them.",
+                param=sources[0].param,
+            )
         return Generation(
             model=model,
             prompt=prompt,

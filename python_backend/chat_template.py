@@ -48,25 +48,31 @@ class ChatTemplate:
 
     Args:
         processor_dir: folder with the tokenizer's files.
-        placeholder_id: the token that the template writes where an image is.
+        placeholder_id: the token that the template writes where an image is; None for a model that reads
+            text only.
         image_token_id: the token that stands for one image embedding; often the same.
 
     Raises:
         BundleError: the tokenizer has no such token.
 
     Attributes:
-        image_token: the latter, as text.
+        image_token: the latter, as text; empty for a model that reads text only.
     """
 
-    def __init__(self, processor_dir: Path, placeholder_id: int, image_token_id: int) -> None:
+    def __init__(
+        self,
+        processor_dir: Path,
+        placeholder_id: int | None = None,
+        image_token_id: int | None = None,
+    ) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(processor_dir)
         self._plain = self._tokenizer.backend_tokenizer
         added = self._plain.get_added_tokens_decoder()
         self._special_ids = {token.content: i for i, token in added.items() if token.special}
         self._added = {token_id: token.content for token_id, token in added.items()}
-        self._placeholder = self.text_of(placeholder_id)
-        self.image_token = self.text_of(image_token_id)
-        self._image_ids = {placeholder_id, image_token_id}
+        self._image_ids = {i for i in (placeholder_id, image_token_id) if i is not None}
+        self._placeholder = "" if placeholder_id is None else self.text_of(placeholder_id)
+        self.image_token = "" if image_token_id is None else self.text_of(image_token_id)
         # Longest first, so that no token hides another that it begins.
         names = sorted(self._special_ids, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, names)))
@@ -148,7 +154,7 @@ class ChatTemplate:
         return np.asarray(ids, np.int64)
 
     def _insert_images(self, text: str, image_texts: Sequence[str]) -> str:
-        first, *others = text.split(self._placeholder)
+        first, *others = text.split(self._placeholder) if self._placeholder else [text]
         if len(others) != len(image_texts):
             raise InvalidRequestError(
                 f"the prompt has {len(others)} image placeholders for {len(image_texts)} images; "
@@ -204,7 +210,7 @@ class ChatTemplate:
 
     def _check(self, text: str, param: str) -> None:
         for token in (self._placeholder, self.image_token):
-            if token in text:
+            if token and token in text:
                 raise self._image_token_error(token, param)
         try:
             text.encode()

@@ -46,9 +46,11 @@ def load_runtime(
 def load_vision_encoder(
     model: ModelFolder, family: ModelFamily, config: EngineConfig
 ) -> VisionEncoder:
-    """The encoder stage of `model`."""
+    """The encoder stage of `model`, which must have one."""
+    graph = model.manifest.vision_encoder
+    assert graph is not None
     # A call takes long and its activations hundreds of megabytes: allocating them anew costs nothing.
-    runtime = load_runtime(model, model.manifest.vision_encoder, config, keep_memory=False)
+    runtime = load_runtime(model, graph, config, keep_memory=False)
     cache = EncoderCache(config.encoder_cache_bytes)
     return VisionEncoder(family, runtime, cache, config.max_encoder_patches)
 

@@ -51,11 +51,11 @@ class Manifest:
         precision: of the graphs.
         max_model_len: context, prompt and output together, in tokens.
         max_seqs: choices generated at once, at most.
-        max_images: images in one prompt, at most.
+        max_images: images in one prompt, at most; 0 for a model that reads text only.
         eos_token_ids: tokens that end an answer.
         sampling_defaults: from generation_config.json, for what a request leaves open.
         processor_fingerprint: changes when tokenizer or image processing change.
-        vision_encoder: graph from pixels to embeddings.
+        vision_encoder: graph from pixels to embeddings; None for a model that reads text only.
         decoder: graph from tokens to logits.
         source: where the checkpoint came from, and what it was when it was built.
         versions: of the libraries that built it.
@@ -74,11 +74,21 @@ class Manifest:
     eos_token_ids: tuple[int, ...]
     sampling_defaults: Mapping[str, float]
     processor_fingerprint: str
-    vision_encoder: GraphFile
+    vision_encoder: GraphFile | None
     decoder: GraphFile
     source: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether the model reads more than text: it has an encoder stage then."""
+        return self.vision_encoder is not None
+
+    @property
+    def graphs(self) -> tuple[GraphFile, ...]:
+        """All graphs there are."""
+        return tuple(graph for graph in (self.vision_encoder, self.decoder) if graph is not None)
 
     def read_sampling(self, given: object) -> SamplingParams:
         """The sampling parameters of a request; what it leaves open comes from the model's defaults.
@@ -93,8 +103,8 @@ class Manifest:
     def to_json(self) -> str:
         """The text of manifest.json."""
         data = {"format_version": FORMAT_VERSION, **asdict(self)}
-        for graph in ("vision_encoder", "decoder"):
-            data[graph]["spec"] = getattr(self, graph).spec.to_json()
+        for graph in self.graphs:
+            data[graph.spec.name]["spec"] = graph.spec.to_json()
         return json.dumps(data, indent=2) + "\n"
 
     @classmethod
@@ -112,7 +122,8 @@ class Manifest:
                     f"the model was built in format {version}, this version reads {FORMAT_VERSION}: "
                     "build it again"
                 )
-            for graph in ("vision_encoder", "decoder"):
+            sees_images = data["vision_encoder"] is not None
+            for graph in ("vision_encoder", "decoder") if sees_images else ("decoder",):
                 spec = GraphSpec.from_json(data[graph].pop("spec"))
                 data[graph] = GraphFile(spec=spec, **data[graph])
             data["eos_token_ids"] = tuple(data["eos_token_ids"])
@@ -158,7 +169,7 @@ class ModelFolder:
                 f"{folder} was built without verification: build it again without --skip-verify, or "
                 "allow unverified models"
             )
-        for graph in (manifest.vision_encoder, manifest.decoder):
+        for graph in manifest.graphs:
             for file in graph.files:
                 if not (folder.parent / file).exists():
                     raise BundleError(f"{folder.parent / file} is missing: build the model again")

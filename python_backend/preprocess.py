@@ -63,6 +63,12 @@ class Preprocessor:
                 f"the prompt has {len(details)} image parts for {len(images)} images",
                 param="messages",
             )
+        if images and not self._manifest.sees_images:
+            raise InvalidRequestError(
+                f"{self._manifest.served_model_name} is a text-only model: send the request without "
+                "images, or ask a model that sees them.",
+                param="messages",
+            )
         if len(images) > self._manifest.max_images:
             raise InvalidRequestError(
                 f"At most {self._manifest.max_images} images may be provided in one prompt; this one "

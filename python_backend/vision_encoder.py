@@ -10,6 +10,7 @@ import numpy as np
 from python_backend.encoder_cache import EncoderCache
 from python_backend.families.base import Features, ModelFamily
 from python_backend.runtimes.base import EngineRuntime
+from python_backend.spec import GraphSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,12 @@ class EncoderImage:
 
     features: Features
     image_hash: str
+
+
+def no_image_embeds(decoder: GraphSpec) -> np.ndarray:
+    """What a prompt without images hands to the graph `decoder`: [0, hidden_size]."""
+    spec = decoder.input("image_embeds")
+    return np.empty((0, int(spec.shape[1])), spec.dtype)
 
 
 class VisionEncoder:

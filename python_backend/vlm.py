@@ -10,14 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from python_backend.config import EngineConfig
 from python_backend.errors import InvalidImageError, InvalidRequestError
 from python_backend.loading import load_engine, load_vision_encoder
 from python_backend.manifest import ModelFolder
-from python_backend.preprocess import Preprocessor
+from python_backend.preprocess import PreparedRequest, Preprocessor
 from python_backend.request import GenerationRequest, RequestOutput
 from python_backend.sampling_params import SamplingParams
-from python_backend.vision_encoder import EncoderImage
+from python_backend.vision_encoder import EncoderImage, no_image_embeds
 
 Message = Mapping[str, Any]
 
@@ -62,7 +64,11 @@ class VLM:
         self.model = ModelFolder.open(Path(folder), allow_unverified=allow_unverified)
         config = config or EngineConfig()
         self._preprocessor = Preprocessor(self.model)
-        self._encoder = load_vision_encoder(self.model, self._preprocessor.family, config)
+        self._encoder = (
+            load_vision_encoder(self.model, self._preprocessor.family, config)
+            if self.model.manifest.sees_images
+            else None
+        )
         # Whatever is asked for in one call waits for its turn.
         self._engine = load_engine(self.model, replace(config, max_waiting=2**31))
         self._num_requests = 0
@@ -110,18 +116,24 @@ class VLM:
     ) -> GenerationRequest:
         messages, images = split_images(conversation)
         prepared = self._preprocessor.prepare({"messages": messages}, images)
+        self._num_requests += 1
+        embeds = self._encode(prepared)
+        return GenerationRequest(f"offline-{self._num_requests}", prepared.prompt, embeds, params)
+
+    def _encode(self, prepared: PreparedRequest) -> np.ndarray:
+        if self._encoder is None:
+            return no_image_embeds(self.model.manifest.decoder.spec)
         pictures = [
             EncoderImage(image.features, image_hash)
             for image, image_hash in zip(prepared.images, prepared.image_hashes, strict=True)
         ]
-        embeds = self._encoder.join(self._encoder.encode(pictures))
-        self._num_requests += 1
-        return GenerationRequest(f"offline-{self._num_requests}", prepared.prompt, embeds, params)
+        return self._encoder.join(self._encoder.encode(pictures))
 
     def close(self) -> None:
         """Free the engines."""
         self._engine.close()
-        self._encoder.close()
+        if self._encoder is not None:
+            self._encoder.close()
 
     def __enter__(self) -> Self:
         return self

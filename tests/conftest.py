@@ -61,9 +61,9 @@ class TinyModel:
     def hf(self) -> Any:
         """The checkpoint in Hugging Face, eager fp32; nothing but a length ends its answers."""
         import torch
-        from transformers import AutoModelForImageTextToText, GenerationConfig
+        from transformers import GenerationConfig
 
-        model = AutoModelForImageTextToText.from_pretrained(
+        model = self.shape.auto_class.from_pretrained(
             self.checkpoint, dtype=torch.float32, attn_implementation="eager"
         )
         model.generation_config = GenerationConfig()

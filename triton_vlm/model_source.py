@@ -11,7 +11,7 @@ from pathlib import Path
 
 from triton_vlm.child_process import ChildProcess
 from triton_vlm.launch_error import LaunchCancelledError, LaunchError
-from triton_vlm.repository_view import built_models, missing_models, stage_models
+from triton_vlm.repository_view import built_models
 
 DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "default_model" / "shapes-vl"
 BUILD_STOP_TIMEOUT_S = 5.0
@@ -54,7 +54,7 @@ def find_model(model: str | None, repository: Path) -> ModelSource:
     if (folder / "config.json").is_file():
         return ModelSource(name=repository_name(folder.resolve().name), checkpoint=str(folder))
     name = repository_name(Path(model).name)
-    is_built = not missing_models(repository, stage_models(name))
+    is_built = name in built_models(repository)
     if is_built and (name == model or _HF_ID.fullmatch(model)):
         return ModelSource(name=name, checkpoint=None)
     if folder.exists():

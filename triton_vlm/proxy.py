@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from triton_vlm.child_process import ChildProcess
 from triton_vlm.ports import LOOPBACK
@@ -74,9 +74,10 @@ class OpenAIProxy:
         """
         wait_until(self._is_ready, self.process, timeout_s=timeout_s, should_stop=should_stop)
 
-    def model_ids(self) -> list[str]:
-        """Ids of the models it serves."""
-        return [model["id"] for model in self._get("/v1/models").json()["data"]]
+    def models(self) -> list[dict[str, Any]]:
+        """The models it serves, as `/v1/models` lists them."""
+        models: list[dict[str, Any]] = self._get("/v1/models").json()["data"]
+        return models
 
     def stop(self) -> None:
         """Let running answers finish and end the proxy; twice is allowed."""

@@ -11,31 +11,22 @@ from pathlib import Path
 from triton_vlm.sample_picture import sample_picture, sample_picture_uri
 
 QUESTION = "What is in this image?"
+TEXT_QUESTION = "What can you tell me about the sea?"
 
 
 def ready_block(
-    *, base_url: str, model_id: str, triton_metrics_url: str, log_dir: Path, elapsed_s: float
+    *,
+    base_url: str,
+    model_id: str,
+    sees_images: bool,
+    triton_metrics_url: str,
+    log_dir: Path,
+    elapsed_s: float,
 ) -> str:
     """The block, ready to print; every command in it works as it is.
 
-    Writes the picture that the commands ask about into `log_dir`.
+    Writes the picture that the commands ask about into `log_dir`, if the model sees images.
     """
-    picture = log_dir / "circle.png"
-    picture.write_bytes(sample_picture())
-    body = json.dumps(
-        {
-            "model": model_id,
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "text", "text": QUESTION},
-                        {"type": "image_url", "image_url": {"url": sample_picture_uri()}},
-                    ],
-                }
-            ],
-        }
-    )
     return f"""
 triton-vlm is ready after {elapsed_s:.1f} s
 
@@ -44,14 +35,24 @@ triton-vlm is ready after {elapsed_s:.1f} s
   Metrics   {base_url.removesuffix("/v1")}/metrics and, of Triton, {triton_metrics_url}
   Logs      {log_dir}
   Stop      ctrl-C
+{(_ask_about_a_picture if sees_images else _ask)(base_url, model_id, log_dir)}"""
 
+
+def _ask_about_a_picture(base_url: str, model_id: str, log_dir: Path) -> str:
+    picture = log_dir / "circle.png"
+    picture.write_bytes(sample_picture())
+    content = [
+        {"type": "text", "text": QUESTION},
+        {"type": "image_url", "image_url": {"url": sample_picture_uri()}},
+    ]
+    return f"""
 Ask about a small picture, a red circle, or any other --image:
 
 {_program()} chat --url {base_url} --image {picture} "{QUESTION}"
 
 The same with curl:
 
-curl -s {base_url}/chat/completions -H 'Content-Type: application/json' -d '{body}'
+{_curl(base_url, model_id, content)}
 
 The same with the OpenAI SDK (pip install openai):
 
@@ -68,6 +69,34 @@ answer = client.chat.completions.create(
 )
 print(answer.choices[0].message.content)
 """
+
+
+def _ask(base_url: str, model_id: str, _: Path) -> str:
+    return f"""
+Ask something; this model reads text only:
+
+{_program()} chat --url {base_url} "{TEXT_QUESTION}"
+
+The same with curl:
+
+{_curl(base_url, model_id, TEXT_QUESTION)}
+
+The same with the OpenAI SDK (pip install openai):
+
+import openai
+
+client = openai.OpenAI(base_url="{base_url}", api_key="unused")
+answer = client.chat.completions.create(
+    model="{model_id}",
+    messages=[{{"role": "user", "content": "{TEXT_QUESTION}"}}],
+)
+print(answer.choices[0].message.content)
+"""
+
+
+def _curl(base_url: str, model_id: str, content: object) -> str:
+    body = json.dumps({"model": model_id, "messages": [{"role": "user", "content": content}]})
+    return f"curl -s {base_url}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
 
 
 def _program() -> str:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from triton_vlm.launch_error import LaunchError
 
+_STEP = re.compile(r'^\s*model_name: "([^"]+)"', re.MULTILINE)
 
-def stage_models(name: str) -> tuple[str, ...]:
-    """The Triton models that serve checkpoint `name`: the ensemble and its three stages."""
-    from python_backend.tensor_names import DECODER_SUFFIX, ENCODER_SUFFIX, PREPROCESS_SUFFIX
 
-    suffixes = ("", PREPROCESS_SUFFIX, ENCODER_SUFFIX, DECODER_SUFFIX)
-    return tuple(name + suffix for suffix in suffixes)
+def stage_models(repository: Path, name: str) -> tuple[str, ...]:
+    """The Triton models that serve checkpoint `name`: the ensemble and the stages that it names.
+
+    The ensemble alone if it is not there: `missing_models` tells.
+    """
+    config = repository / name / "config.pbtxt"
+    return (name, *_STEP.findall(config.read_text(encoding="utf-8") if config.is_file() else ""))
 
 
 def built_models(repository: Path) -> list[str]:
-    """Names that can be served from `repository`: all four Triton models are there."""
-    return sorted(
+    """Names that can be served from `repository`: those that clients may ask for, with all stages there."""
+    from python_backend.tensor_names import PARAM_SERVED_NAME
+
+    served = [
         path.parent.name
         for path in repository.glob("*/config.pbtxt")
-        if not missing_models(repository, stage_models(path.parent.name))
+        if f'"{PARAM_SERVED_NAME}"' in path.read_text(encoding="utf-8")
+    ]
+    return sorted(
+        name for name in served if not missing_models(repository, stage_models(repository, name))
     )
 
 

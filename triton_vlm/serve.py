@@ -85,9 +85,11 @@ def _serve(
     try:
         with StatusLine(err, started_s) as status:
             stack.start(on_status=status.show, should_stop=should_stop)
+        model = stack.proxy.models()[0]
         block = ready_block(
             base_url=stack.base_url,
-            model_id=stack.proxy.model_ids()[0],
+            model_id=model["id"],
+            sees_images=model["max_images"] != 0,
             triton_metrics_url=stack.triton.metrics_url,
             log_dir=log_dir,
             elapsed_s=time.monotonic() - started_s,

@@ -59,7 +59,7 @@ class ServingStack:
         require_free(host, port)
         self.triton = TritonServer(
             repository,
-            stage_models(name),
+            stage_models(repository, name),
             ports=triton_ports,
             executable=triton_executable,
             log_path=log_dir and log_dir / "triton.log",

@@ -9,6 +9,7 @@ from python_backend.errors import BundleError
 
 _FAMILIES = {
     "gemma3": ("builders.families.gemma3", "Gemma3Graphs"),
+    "gemma3_text": ("builders.families.gemma3", "Gemma3TextGraphs"),
     "idefics3": ("builders.families.idefics3", "Idefics3Graphs"),
     "smolvlm": ("builders.families.idefics3", "Idefics3Graphs"),
     "llava_onevision": ("builders.families.llava_onevision", "LlavaOnevisionGraphs"),

@@ -40,6 +40,8 @@ class FamilyGraphs(ABC):
     """
 
     architectures: ClassVar[tuple[str, ...]]
+    sees_images: ClassVar[bool] = True
+    """Whether there is a vision encoder; the methods about images are called only then."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
@@ -60,17 +62,17 @@ class FamilyGraphs(ABC):
         declare_outputs(builder, spec, [embeds])
         return to_model(builder), spec
 
-    @abstractmethod
     def vision_inputs(self) -> tuple[TensorSpec, ...]:
         """What the vision encoder is fed."""
+        raise NotImplementedError
 
-    @abstractmethod
     def vision_profiles(self, limits: BuildLimits) -> tuple[Profile, ...]:
         """Sizes of the vision encoder's axes in a TensorRT engine; a picture's tokens fit the context."""
+        raise NotImplementedError
 
-    @abstractmethod
     def tower(self, precision: Precision) -> nn.Module:
         """The vision encoder: (op, feeds) to embeddings [M, `embeds_size`]."""
+        raise NotImplementedError
 
     @property
     def embeds_size(self) -> int:

@@ -1,6 +1,7 @@
 """Gemma 3: a SigLIP tower whose features are averaged in squares, and a decoder with windows and two ropes.
 
-Image tokens see each other both ways; five layers of six see a window only.
+Image tokens see each other both ways; five layers of six see a window only. Text-only checkpoints are the
+decoder alone.
 
 Dimension letters: T pictures (crops included), N features of one, H hidden, M embeddings of all.
 """
@@ -15,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from builders.decoder import build_decoder, common_config
+from builders.decoder import DecoderConfig, build_decoder, common_config
 from builders.families.base import BuildLimits, FamilyGraphs, nested_names
 from builders.modules import Dense, Op, RMSNorm, rope_inv_freq
 from builders.precision import Precision
@@ -44,41 +45,11 @@ class Gemma3Graphs(FamilyGraphs):
         return _Visual(self.config, precision)
 
     def decoder(self, precision: Precision, limits: BuildLimits) -> tuple[ir.Model, GraphSpec]:
-        text = self.config["text_config"]
-        for name in (
-            "final_logit_softcapping",
-            "attn_logit_softcapping",
-            "use_bidirectional_attention",
-        ):
-            if text.get(name):
-                raise BundleError(f"this checkpoint has {name}, which is not supported")
-        rope = text["rope_parameters"]
-        layer_types = text["layer_types"]
-        common = common_config(
-            {
-                **text,
-                "hidden_act": text["hidden_activation"],
-                "rope_parameters": rope["full_attention"],
-                "layer_types": None,
-            },
-            limits.max_model_len,
-            tied_embeddings=self.config["tie_word_embeddings"],
-            qkv_bias=text["attention_bias"],
-        )
-        config = replace(
-            common,
-            o_bias=text["attention_bias"],
-            has_qk_norm=True,
-            norm_offset=1.0,
-            has_post_norms=True,
-            attention_scale=text["query_pre_attn_scalar"] ** -0.5,
-            embedding_scale=text["hidden_size"] ** 0.5,
-            sees_whole_images=True,
-            sliding_layers=frozenset(
-                i for i, kind in enumerate(layer_types) if kind == "sliding_attention"
-            ),
-            sliding_window=text["sliding_window"],
-            local_inv_freq=rope_inv_freq(common.head_dim, rope["sliding_attention"]),
+        config = _decoder_config(
+            self.config["text_config"],
+            limits,
+            is_tied=self.config["tie_word_embeddings"],
+            sees_images=True,
         )
         return build_decoder(config, precision)
 
@@ -87,6 +58,64 @@ class Gemma3Graphs(FamilyGraphs):
 
     def checkpoint_names(self, path: str) -> tuple[str, ...]:
         return nested_names(path, is_tied=self.config["tie_word_embeddings"])
+
+
+class Gemma3TextGraphs(FamilyGraphs):
+    """Graph of `Gemma3ForCausalLM`."""
+
+    architectures: ClassVar[tuple[str, ...]] = ("Gemma3ForCausalLM",)
+    sees_images: ClassVar[bool] = False
+
+    def decoder(self, precision: Precision, limits: BuildLimits) -> tuple[ir.Model, GraphSpec]:
+        is_tied = self.config["tie_word_embeddings"]
+        config = _decoder_config(self.config, limits, is_tied=is_tied, sees_images=False)
+        return build_decoder(config, precision)
+
+    def checkpoint_names(self, path: str) -> tuple[str, ...]:
+        if path == "lm_head.weight" and self.config["tie_word_embeddings"]:
+            path = "model.embed_tokens.weight"
+        return (path,)
+
+
+def _decoder_config(
+    text: Mapping[str, Any], limits: BuildLimits, *, is_tied: bool, sees_images: bool
+) -> DecoderConfig:
+    """Of a normalized text config."""
+    for name in (
+        "final_logit_softcapping",
+        "attn_logit_softcapping",
+        "use_bidirectional_attention",
+    ):
+        if text.get(name):
+            raise BundleError(f"this checkpoint has {name}, which is not supported")
+    rope = text["rope_parameters"]
+    layer_types = text["layer_types"]
+    common = common_config(
+        {
+            **text,
+            "hidden_act": text["hidden_activation"],
+            "rope_parameters": rope["full_attention"],
+            "layer_types": None,
+        },
+        limits.max_model_len,
+        tied_embeddings=is_tied,
+        qkv_bias=text["attention_bias"],
+    )
+    return replace(
+        common,
+        o_bias=text["attention_bias"],
+        has_qk_norm=True,
+        norm_offset=1.0,
+        has_post_norms=True,
+        attention_scale=text["query_pre_attn_scalar"] ** -0.5,
+        embedding_scale=text["hidden_size"] ** 0.5,
+        sees_whole_images=sees_images,
+        sliding_layers=frozenset(
+            i for i, kind in enumerate(layer_types) if kind == "sliding_attention"
+        ),
+        sliding_window=text["sliding_window"],
+        local_inv_freq=rope_inv_freq(common.head_dim, rope["sliding_attention"]),
+    )
 
 
 class _Projector(nn.Module):

@@ -12,6 +12,7 @@ from python_backend.families.base import ModelFamily
 
 _FAMILIES = {
     "gemma3": ("python_backend.families.gemma3", "Gemma3"),
+    "gemma3_text": ("python_backend.families.text_only", "TextOnly"),
     "idefics3": ("python_backend.families.idefics3", "Idefics3"),
     "smolvlm": ("python_backend.families.idefics3", "SmolVLM"),
     "llava_onevision": ("python_backend.families.llava_onevision", "LlavaOnevision"),

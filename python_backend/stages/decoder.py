@@ -17,6 +17,7 @@ from python_backend.errors import InvalidRequestError
 from python_backend.families.base import PreparedPrompt
 from python_backend.loading import load_engine
 from python_backend.request import GenerationRequest
+from python_backend.vision_encoder import no_image_embeds
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,8 +59,11 @@ class DecoderModel:
             triton_io.read_tensor(request, names.IMAGE_INDEX).copy(),
             triton_io.read_tensor(request, names.POSITION_IDS).copy(),
         )
-        # The encoder's batch axis of one ends here.
-        embeds = triton_io.read_tensor(request, names.IMAGE_EMBEDS)[0].copy()
+        if self._manifest.sees_images:
+            # The encoder's batch axis of one ends here.
+            embeds = triton_io.read_tensor(request, names.IMAGE_EMBEDS)[0].copy()
+        else:
+            embeds = no_image_embeds(self._manifest.decoder.spec)
         request_id = request.request_id()
         if not request_id:
             self._num_anonymous += 1

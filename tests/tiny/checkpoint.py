@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from tests.tiny.shape import Shape
 from tests.tiny.tokenizer import TOKEN_IDS, write_tokenizer
@@ -27,19 +27,20 @@ def make_checkpoint(folder: Path, shape: Shape) -> Path:
     """Write a whole checkpoint of `shape` into `folder`, which is made; returns it."""
     folder.mkdir(parents=True)
     write_tokenizer(folder, shape.more_special, shape.chat_template)
-    _write_json(folder / "preprocessor_config.json", shape.preprocessor)
+    if shape.preprocessor is not None:
+        _write_json(folder / "preprocessor_config.json", shape.preprocessor)
     _write_json(folder / "config.json", shape.config)
     config = AutoConfig.from_pretrained(folder)
     if shape.layout == "hub":
         with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
+            model = shape.auto_class.from_config(config)
         tensors = _tensors(model, shape.seed)
         if config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
         tensors = {_hub_name(name, shape.hub_names): t for name, t in tensors.items()}
         _write_shards(folder, tensors, shape.num_files)
     else:
-        model = AutoModelForImageTextToText.from_config(config)
+        model = shape.auto_class.from_config(config)
         model.load_state_dict(_tensors(model, shape.seed), strict=False)
         model.to(torch.bfloat16).save_pretrained(folder)
     _write_json(folder / "generation_config.json", _generation_config())

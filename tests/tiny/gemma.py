@@ -1,4 +1,4 @@
-"""Tiny checkpoints of Gemma 3."""
+"""Tiny checkpoints of Gemma 3, with and without a vision tower."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ _CHAT_TEMPLATE = (
     "{{ '<|im_end|>\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>model\n' }}{%- endif -%}"
 )
+_TEXT = {
+    "model_type": "gemma3_text",
+    "max_position_embeddings": MAX_POSITIONS,
+    "vocab_size": VOCAB_SIZE,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "rope_local_base_freq": 10000.0,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "hidden_activation": "gelu_pytorch_tanh",
+}
 _HUB_NAMES = {
     "lm_head.": "language_model.lm_head.",
     "model.language_model.": "language_model.model.",
@@ -48,14 +58,7 @@ def _shape(
         "mm_tokens_per_image": num_tokens,
         "torch_dtype": "bfloat16",
         "text_config": {
-            "model_type": "gemma3_text",
-            "max_position_embeddings": MAX_POSITIONS,
-            "vocab_size": VOCAB_SIZE,
-            "rms_norm_eps": 1e-06,
-            "rope_theta": 1000000.0,
-            "rope_local_base_freq": 10000.0,
-            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-            "hidden_activation": "gelu_pytorch_tanh",
+            **_TEXT,
             **text,
         },
         "vision_config": {
@@ -147,5 +150,54 @@ GEMMA3 = (
             "pan_and_scan_max_num_crops": 3,
             "pan_and_scan_min_ratio_to_activate": 1.5,
         },
+    ),
+)
+
+
+def _text_shape(name: str, text: dict[str, Any], **more: Any) -> Shape:
+    config = {
+        "architectures": ["Gemma3ForCausalLM"],
+        "eos_token_id": [TOKEN_IDS["<|im_end|>"]],
+        "torch_dtype": "bfloat16",
+        **_TEXT,
+        **text,
+    }
+    return Shape(name=name, config=config, preprocessor=None, chat_template=_CHAT_TEMPLATE, **more)
+
+
+GEMMA3_TEXT = (
+    # A vocabulary without room for images, and the rope of the 1B model, which is not stretched.
+    _text_shape(
+        "tiny-gemma3-text",
+        {
+            "hidden_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "intermediate_size": 96,
+            "head_dim": 48,
+            "query_pre_attn_scalar": 48,
+            "rope_scaling": None,
+            "sliding_window": 7,
+            "sliding_window_pattern": 3,
+            "vocab_size": NUM_TOKENS,
+        },
+    ),
+    _text_shape(
+        "tiny-gemma3-text-untied",
+        {
+            "hidden_size": 96,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "intermediate_size": 100,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 20,
+            "attention_bias": True,
+            "sliding_window": 40,
+            "sliding_window_pattern": 2,
+            "tie_word_embeddings": False,
+        },
+        layout="transformers",
     ),
 )

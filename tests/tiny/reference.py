@@ -54,6 +54,14 @@ def _qwen(
     return {"input_ids": input_ids, "mm_token_type_ids": is_image.int(), **inputs}
 
 
+def _text_only(
+    checkpoint: Path, config: Any, tokenizer: Any, text: str, images: list[Image.Image]
+) -> Inputs:
+    return {
+        "input_ids": tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    }
+
+
 class _LlavaOnevisionProcessor(LlavaOnevisionProcessor):
     """The real one, without the check that its video processor is there: it wants torchvision."""
 
@@ -129,6 +137,7 @@ def _idefics3(
 _MAKERS = {
     "llava_onevision": _llava_onevision,
     "gemma3": _gemma3,
+    "gemma3_text": _text_only,
     "idefics3": _idefics3,
     "smolvlm": _idefics3,
 }

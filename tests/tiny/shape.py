@@ -16,7 +16,7 @@ class Shape:
     Attributes:
         name: of the folder.
         config: config.json.
-        preprocessor: preprocessor_config.json.
+        preprocessor: preprocessor_config.json; None for a model that reads text only.
         layout: `hub` (config and tensor names as on the hub) or `transformers` (what
             `save_pretrained` of transformers 5 writes).
         hub_names: beginnings of the names of transformers 5, and what the hub has instead.
@@ -28,7 +28,7 @@ class Shape:
 
     name: str
     config: Mapping[str, Any]
-    preprocessor: Mapping[str, Any]
+    preprocessor: Mapping[str, Any] | None
     layout: Literal["hub", "transformers"] = "hub"
     hub_names: Mapping[str, str] = field(default_factory=dict)
     more_special: tuple[str, ...] = ()
@@ -40,6 +40,18 @@ class Shape:
     def model_type(self) -> str:
         """The family."""
         return str(self.config["model_type"])
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether it reads more than text."""
+        return self.preprocessor is not None
+
+    @property
+    def auto_class(self) -> Any:
+        """What opens it in Hugging Face."""
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText if self.sees_images else AutoModelForCausalLM
 
     @property
     def num_layers(self) -> int:

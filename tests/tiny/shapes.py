@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.tiny.gemma import GEMMA3
+from tests.tiny.gemma import GEMMA3, GEMMA3_TEXT
 from tests.tiny.idefics import IDEFICS3
 from tests.tiny.llava import LLAVA_ONEVISION
 from tests.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, SAVED, SHARDED, TIED
@@ -10,7 +10,17 @@ from tests.tiny.shape import Shape
 
 SHAPES: dict[str, Shape] = {
     shape.name: shape
-    for shape in (*QWEN2_5_VL, *QWEN2_VL, *QWEN3_VL, *LLAVA_ONEVISION, *GEMMA3, *IDEFICS3)
+    for shape in (
+        *(*QWEN2_5_VL, *QWEN2_VL, *QWEN3_VL, *LLAVA_ONEVISION, *GEMMA3, *IDEFICS3),
+        *GEMMA3_TEXT,
+    )
 }
+SEEING = [shape.name for shape in SHAPES.values() if shape.sees_images]
+"""Names of those that see images."""
+GRAPHS = [
+    *((name, "vision_encoder") for name in SEEING),
+    *((name, "decoder") for name in SHAPES),
+]
+"""Names of shapes with those of their graphs."""
 
-__all__ = ["QWEN2_5_VL", "SAVED", "SHAPES", "SHARDED", "TIED", "Shape"]
+__all__ = ["GRAPHS", "QWEN2_5_VL", "SAVED", "SEEING", "SHAPES", "SHARDED", "TIED", "Shape"]

@@ -16,7 +16,6 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from triton_vlm.chat import ChatClient
 from triton_vlm.launch_error import LaunchError
 from triton_vlm.ports import free_ports
-from triton_vlm.repository_view import stage_models
 from triton_vlm.sample_picture import sample_picture
 from triton_vlm.stack import ServingStack
 from triton_vlm.triton_server import TritonServer
@@ -96,13 +95,11 @@ def write_model(repository: Path, name: str, config: str, code: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository with model `fake` and its three stages, which do nothing."""
+    """A repository with model `fake`, which answers by itself, and two that only double numbers."""
     repository = tmp_path / "repository"
-    for model in stage_models("fake"):
-        if model == "fake":
-            write_model(repository, model, ANSWER_CONFIG, ANSWER)
-        else:
-            write_model(repository, model, DOUBLE_CONFIG, DOUBLE)
+    write_model(repository, "fake", ANSWER_CONFIG, ANSWER)
+    for model in ("fake-encoder", "fake-decoder"):
+        write_model(repository, model, DOUBLE_CONFIG, DOUBLE)
     return repository
 
 
@@ -184,7 +181,7 @@ def test_a_signal_stops_everything_that_serve_started(
         try:
             assert program.stdout is not None
             assert any("is ready" in line for line in program.stdout)
-            assert len(processes_with(str(tmp_path))) > len(stage_models("fake"))
+            assert len(processes_with(str(tmp_path))) >= 3  # serve, tritonserver and a stub
             os.kill(program.pid, number)
             assert program.wait(timeout=30) == 0
         finally:

@@ -23,6 +23,7 @@ from builders.source import open_source
 from builders.verify import FP32_TOLERANCE, ROUNDED_TOLERANCE
 from python_backend.kv_cache import KVCache
 from python_backend.runtimes.ort import OrtRuntime
+from tests.tiny.shapes import GRAPHS
 
 FLOATS = [ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16]
 
@@ -45,7 +46,7 @@ def _declared(specs):
 
 def test_file_has_exactly_the_inputs_and_outputs_of_the_manifest(tiny):
     manifest = tiny.model.manifest
-    for graph in (manifest.vision_encoder, manifest.decoder):
+    for graph in manifest.graphs:
         file = onnx.load(tiny.model.path(graph), load_external_data=False)
         assert _tensors(file.graph.input) == _declared(graph.spec.inputs)
         assert _tensors(file.graph.output) == _declared(graph.spec.outputs)
@@ -66,9 +67,12 @@ def _write(tiny, folder: Path, name: str, precision: Precision):
     return path, spec
 
 
-@pytest.mark.parametrize("name", ["vision_encoder", "decoder"])
+@pytest.mark.parametrize(("shape", "name"), GRAPHS)
 @pytest.mark.parametrize("compute", FLOATS)
-def test_linked_graph_leaves_every_weight_in_the_checkpoint(tiny, tmp_path, name, compute):
+def test_linked_graph_leaves_every_weight_in_the_checkpoint(
+    tiny_models, tmp_path, shape, name, compute
+):
+    tiny = tiny_models(shape)
     precision = Precision(compute=compute, linked=ir.DataType.BFLOAT16)
     path, spec = _write(tiny, tmp_path, name, precision)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -26,6 +26,7 @@ from python_backend.errors import (
 from python_backend.sampling_params import SamplingParams
 from python_backend.vlm import VLM, split_images
 from tests.tiny.conversations import CONVERSATIONS
+from tests.tiny.gemma import GEMMA3_TEXT
 from tests.tiny.pictures import png
 
 TIMEOUT_S = 5.0
@@ -213,6 +214,28 @@ def test_what_sampling_leaves_open_comes_from_the_generation_config(ensemble):
         for s in (open_, greedy)
     ]
     assert tokens[0] == tokens[1]
+
+
+def test_stages_of_a_text_only_model_do_without_an_encoder(tiny_models):
+    model = tiny_models(GEMMA3_TEXT[0].name).model
+    repository, name = model.folder.parent, model.manifest.name
+    with VLM(model.folder) as vlm:
+        (expected,) = vlm.generate([CONVERSATIONS["turns"]], SamplingParams(**GREEDY))
+    preprocess = load_stage(repository, name + names.PREPROCESS_SUFFIX)
+    decoder = load_stage(repository, name + names.DECODER_SUFFIX)
+    prompt = np.array([json.dumps({"messages": CONVERSATIONS["turns"]}).encode()], object)
+    tensors = {names.PROMPT: prompt, names.IMAGES: np.array([], object)}
+    (prepared,) = preprocess.execute([pb_utils.InferenceRequest(tensors)])
+    declared = (repository / (name + names.PREPROCESS_SUFFIX) / "config.pbtxt").read_text()
+    assert all(f'name: "{tensor}"' in declared for tensor in prepared.arrays())
+    tokens = (names.PROMPT_TOKEN_IDS, names.IMAGE_INDEX, names.POSITION_IDS)
+    inputs = {tensor: prepared.arrays()[tensor] for tensor in tokens}
+    inputs[names.SAMPLING] = np.array([json.dumps(GREEDY).encode()], object)
+    request = pb_utils.InferenceRequest(inputs, decoupled=True)
+    decoder.execute([request])
+    generated = [token for part in details(request) for token in part["token_ids"]]
+    assert generated == expected.token_ids
+    decoder.finalize()
 
 
 # --- what they refuse ------------------------------------------------------------------------------

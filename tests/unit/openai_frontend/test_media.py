@@ -195,10 +195,18 @@ async def test_same_url_twice_counts_twice(make_proxy, url) -> None:
     assert (await refusal(proxy, url, url, url))[0] == "image_file_too_large"
 
 
-async def test_model_without_images_refuses_them(make_proxy, png_url) -> None:
+async def test_text_only_model_refuses_images_by_its_name(make_proxy, png_url) -> None:
     text_model = dataclasses.replace(MODEL, max_images=0)
     proxy = make_proxy(FakeBackend(text_deltas("a"), models_list=[text_model]))
-    assert await refusal(proxy, png_url) == ("invalid_value", "messages")
+    response = await proxy.chat(messages=image_parts(png_url))
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == (
+        "invalid_value",
+        "messages[0].content[1].image_url.url",
+    )
+    assert f"`{MODEL.id}` is text-only" in error["message"]
+    assert proxy.backend.calls == []
     assert (await proxy.chat()).status_code == 200
 
 

@@ -6,15 +6,15 @@ import pytest
 
 from triton_vlm.launch_error import LaunchError
 from triton_vlm.model_source import ModelSource, find_model, repository_name
-from triton_vlm.repository_view import stage_models
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository that holds `built`."""
-    for model in stage_models("built"):
+    """A repository that holds `built`, an ensemble of one stage."""
+    ensemble = 'model_name: "built-decoder"\nparameters { key: "served_model_name" }\n'
+    for model, config in (("built", ensemble), ("built-decoder", "")):
         (tmp_path / "repository" / model).mkdir(parents=True)
-        (tmp_path / "repository" / model / "config.pbtxt").touch()
+        (tmp_path / "repository" / model / "config.pbtxt").write_text(config)
     return tmp_path / "repository"
 
 

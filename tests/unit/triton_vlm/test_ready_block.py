@@ -18,14 +18,29 @@ def test_the_sample_picture_is_a_red_circle_on_white() -> None:
     assert picture.getpixel((0, 0)) == picture.getpixel((SIZE - 1, SIZE // 2)) == (255, 255, 255)
 
 
-def test_the_block_holds_commands_that_can_be_copied(tmp_path: Path) -> None:
-    block = ready_block(
+def make_block(log_dir: Path, *, sees_images: bool) -> str:
+    return ready_block(
         base_url="http://127.0.0.1:9000/v1",
         model_id="shapes-vl",
+        sees_images=sees_images,
         triton_metrics_url="http://127.0.0.1:8002/metrics",
-        log_dir=tmp_path,
+        log_dir=log_dir,
         elapsed_s=3.21,
     )
+
+
+def test_the_block_of_a_text_only_model_asks_about_no_picture(tmp_path: Path) -> None:
+    block = make_block(tmp_path, sees_images=False)
+    assert list(tmp_path.iterdir()) == []
+    assert "image" not in block
+    curl = next(line for line in block.splitlines() if line.startswith("curl"))
+    body = json.loads(curl.partition("-d '")[2].removesuffix("'"))
+    assert isinstance(body["messages"][0]["content"], str)
+    compile(block[block.index("import openai") :], "snippet", "exec")
+
+
+def test_the_block_holds_commands_that_can_be_copied(tmp_path: Path) -> None:
+    block = make_block(tmp_path, sees_images=True)
     assert "ready after 3.2 s" in block
     assert "http://127.0.0.1:9000/metrics" in block
     picture = tmp_path / "circle.png"

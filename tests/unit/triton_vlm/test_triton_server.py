@@ -6,7 +6,6 @@ import pytest
 
 from triton_vlm.launch_error import LaunchError
 from triton_vlm.ports import free_ports
-from triton_vlm.repository_view import stage_models
 from triton_vlm.triton_installation import TritonInstallation
 from triton_vlm.triton_server import TritonPorts, TritonServer, command_line
 
@@ -56,10 +55,11 @@ def test_why_a_model_could_not_be_loaded_is_taken_from_the_log(tmp_path: Path) -
     server = tmp_path / "tritonserver"
     server.write_text(FAILING_SERVER, encoding="utf-8")
     server.chmod(0o755)
-    for model in stage_models("m"):
+    models = ("m", "m-decoder")
+    for model in models:
         (tmp_path / "repository" / model).mkdir(parents=True)
         (tmp_path / "repository" / model / "config.pbtxt").touch()
-    triton = TritonServer(tmp_path / "repository", stage_models("m"), executable=server)
+    triton = TritonServer(tmp_path / "repository", models, executable=server)
     triton.start()
     try:
         with pytest.raises(

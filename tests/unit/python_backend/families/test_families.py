@@ -1,4 +1,4 @@
-"""Every family against Hugging Face: prompts, pixels, and the tower over many pictures at once."""
+"""Families that see images against Hugging Face: prompts, pixels, the tower over many pictures at once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ from python_backend.vlm import split_images
 from tests.tiny.conversations import CONVERSATIONS
 from tests.tiny.pictures import picture, png
 from tests.tiny.reference import hf_inputs
+from tests.tiny.shapes import SEEING
 
 # Wide, tall, tiny, odd, square, and one that every processor shrinks.
 SIZES = [(211, 64), (45, 190), (5, 7), (33, 31), (112, 112), (1200, 700), (400, 20)]
+
+
+@pytest.fixture(scope="module", params=SEEING)
+def tiny(request, tiny_models):
+    return tiny_models(request.param)
 
 
 @pytest.fixture(scope="module")
