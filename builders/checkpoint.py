@@ -58,10 +58,8 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise BundleError(f"{folder} is not a folder: give a checkpoint folder or a hub id")
         self.folder = folder
-        self.config = _read_config(folder / "config.json")
+        self.config = read_config(folder)
         files = sorted(folder.glob("*.safetensors"))
         files = [file for file in files if file.name != "reference.safetensors"]
         if not files:
@@ -99,7 +97,18 @@ class Checkpoint:
         return json.dumps(stats)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder, as it is.
+
+    Raises:
+        BundleError: the folder or the file is missing or damaged.
+    """
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a folder: give a checkpoint folder or a hub id")
+    return _read_json(folder / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -120,7 +129,7 @@ def _check_index(folder: Path, files: list[Path]) -> None:
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return
-    wanted = set(_read_config(index).get("weight_map", {}).values())
+    wanted = set(_read_json(index).get("weight_map", {}).values())
     missing = sorted(wanted - {file.name for file in files})
     if missing:
         raise BundleError(f"{folder} lacks {', '.join(missing)}: download the checkpoint again")

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from builders.checkpoint import Checkpoint
-from builders.families import family_graphs
+from builders.checkpoint import Checkpoint, read_config
+from builders.refusals import check_config, check_files
 from python_backend.errors import BundleError
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -78,24 +78,19 @@ def open_source(model: str) -> Source:
         BundleError: it is missing, damaged, or of a kind this project cannot serve.
     """
     folder = Path(model)
-    if not folder.exists():
-        folder = _download(model)
-        model_id = model
-    else:
-        model_id = folder.resolve().name
+    is_local = folder.exists()
+    if not is_local:
+        folder = _download(model, ["config.json"])
+    graphs = check_config(model, read_config(folder))
+    if not is_local:
+        folder = _download(model, _PATTERNS)
+    check_files(model, folder, sees_images=graphs.sees_images)
     checkpoint = Checkpoint(folder)
-    raw = checkpoint.config
-    family_graphs(str(raw.get("model_type")))  # refuses what nobody has written
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise BundleError(
-            f"{model} is quantized ({method}): give the unquantized checkpoint and --precision int8 or "
-            "int4"
-        )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except Exception as error:
         raise BundleError(f"{folder}/config.json cannot be used: {error}") from error
+    model_id = folder.resolve().name if is_local else model
     return Source(model_id, checkpoint, config, _generation_config(folder))
 
 
@@ -110,13 +105,13 @@ def _generation_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _download(model: str) -> Path:
+def _download(model: str, patterns: list[str]) -> Path:
     """The checkpoint's folder in the hub's cache; shows progress and resumes by itself."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(model, allow_patterns=patterns))
     except HFValidationError as error:
         raise BundleError(f"{model} is neither a folder nor a hub id") from error
     except Exception as error:

@@ -19,6 +19,11 @@ _FAMILIES = {
 }
 
 
+def served_types() -> tuple[str, ...]:
+    """Every model_type that has a graph builder."""
+    return tuple(sorted(_FAMILIES))
+
+
 def family_graphs(model_type: str) -> type[FamilyGraphs]:
     """The graph builder of `model_type`.
 
@@ -27,7 +32,7 @@ def family_graphs(model_type: str) -> type[FamilyGraphs]:
     """
     if model_type not in _FAMILIES:
         raise BundleError(
-            f"model_type {model_type!r} is not supported; supported are {', '.join(sorted(_FAMILIES))}"
+            f"model_type {model_type!r} is not supported; supported are {', '.join(served_types())}"
         )
     module, name = _FAMILIES[model_type]
     family: type[FamilyGraphs] = getattr(import_module(module), name)
