@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from builders.options import BuildOptions
+from builders.pipeline import build
 from python_backend import tensor_names as names
 from python_backend.errors import InvalidRequestError
 from python_backend.manifest import Manifest
@@ -13,6 +15,7 @@ from python_backend.vlm import VLM, split_images
 from tests.tiny.conversations import CONVERSATIONS, TEXT_CONVERSATIONS
 from tests.tiny.gemma import GEMMA3_TEXT
 from tests.tiny.reference import hf_inputs
+from tests.tiny.shapes import TIED
 from tests.tiny.tokenizer import NUM_TEXT_TOKENS
 
 
@@ -80,3 +83,20 @@ def test_build_was_verified_on_text(tiny):
     verification = tiny.model.manifest.verification
     assert verification["num_equal_tokens"] == verification["num_tokens"] == 16
     assert verification["logits_error"] < 1e-5
+
+
+def test_model_built_over_one_that_saw_images_leaves_no_encoder(tiny_models, tmp_path, report):
+    for name in (TIED.name, GEMMA3_TEXT[0].name):
+        options = BuildOptions(
+            model=str(tiny_models(name).checkpoint),
+            output=tmp_path,
+            name="same",
+            max_model_len=64,
+            skip_verify=True,
+        )
+        build(options, report)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "same",
+        "same-decoder",
+        "same-preprocess",
+    ]
