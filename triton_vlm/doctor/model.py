@@ -47,9 +47,15 @@ class Model:
     repository: Path | None = None
 
     @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The part of the config that is about the decoder: all of it if the model reads text only."""
+        config: Mapping[str, Any] = self.config.get("text_config", self.config)
+        return config
+
+    @property
     def max_position(self) -> int:
         """The longest context the checkpoint was made for."""
-        return int(self.config["text_config"]["max_position_embeddings"])
+        return int(self.text_config["max_position_embeddings"])
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -66,7 +72,7 @@ class Model:
     @property
     def num_sliding_layers(self) -> int:
         """Layers that look back through a window only."""
-        return list(self.config["text_config"].get("layer_types") or ()).count("sliding_attention")
+        return list(self.text_config.get("layer_types") or ()).count("sliding_attention")
 
 
 def read_model(model: str, repository: Path) -> Model:
@@ -126,7 +132,7 @@ def host_footprint(model: Model, free_bytes: int) -> Footprint:
     max_model_len = model.limits[1]
     if model.is_for_cpu and model.manifest is not None and model.repository is not None:
         precision = model.manifest.precision
-        graphs = (model.manifest.vision_encoder, model.manifest.decoder)
+        graphs = model.manifest.graphs
         files = {model.repository / file for graph in graphs for file in graph.files}
         weights_bytes = sum(file.stat().st_size for file in files)
         spec = model.manifest.decoder.spec
@@ -139,11 +145,11 @@ def host_footprint(model: Model, free_bytes: int) -> Footprint:
         precision=precision,
         weights_bytes=weights_bytes,
         cache=cache_size(spec, max_model_len),
-        activations=_activations(model, score_heads=_num_heads(model.config["text_config"])),
+        activations=_activations(model, score_heads=_num_heads(model.text_config)),
         fixed_bytes=PROGRAM_BYTES
         + engine.encoder_cache_bytes
         # One attention of a whole picture: the scores of every patch with every other.
-        + _num_heads(model.config["vision_config"])
+        + (_num_heads(model.config["vision_config"]) if "vision_config" in model.config else 0)
         * engine.max_encoder_patches**2
         * SCORES_ITEM_BYTES,
         chunk=engine.max_num_batched_tokens,
@@ -185,10 +191,8 @@ def _graphs(model: Model, precision: Precision, max_model_len: int) -> tuple[Any
 
     graphs = family_graphs(str(model.config["model_type"]))(model.config)
     decoder, spec = graphs.decoder(precision, BuildLimits(max_model_len=max_model_len))
-    encoder, _ = graphs.vision_encoder(precision)
-    return spec, sum(
-        _weights_bytes(graph.graph.initializers.values()) for graph in (decoder, encoder)
-    )
+    models = [decoder, *([graphs.vision_encoder(precision)[0]] if graphs.sees_images else [])]
+    return spec, sum(_weights_bytes(graph.graph.initializers.values()) for graph in models)
 
 
 def _weights_bytes(values: Iterable[ir.Value]) -> int:
@@ -203,7 +207,7 @@ def _weights_bytes(values: Iterable[ir.Value]) -> int:
 
 
 def _activations(model: Model, *, score_heads: int) -> Activations:
-    text = model.config["text_config"]
+    text = model.text_config
     return Activations(
         hidden_size=int(text["hidden_size"]),
         intermediate_size=int(text["intermediate_size"]),
