@@ -6,11 +6,14 @@ Dimension letters: R rows (slots), K key-value heads, C capacity in tokens, D he
     row 1   | ...                                              running requests are kept in rows
     0..n-1, ...                                                        so a decode step binds one
     prefix view
+
+Where a decoder attends to images by cross-attention, a row also has arrays of its request's images, which are
+filled once and then only read. Of these a step binds the rows up to the last that has images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -46,26 +49,57 @@ class KVCache:
         num_rows: int,
         zeros: Callable[[tuple[int, ...], str], Any] = np.zeros,
     ) -> None:
-        self._arrays: dict[str, Any] = {}
-        for name in spec.aliases.values():
-            tensor = spec.input(name)
-            shape = (num_rows, *(dim for dim in tensor.shape if isinstance(dim, int)))
-            # Zeroed pages are only committed when they are written: capacity costs no memory.
-            self._arrays[name] = zeros(shape, tensor.dtype)
-        self.view = cache(self._view)
+        self._arrays = _arrays(spec, spec.aliases.values(), num_rows, zeros)
+        self._cross_arrays = _arrays(spec, spec.cross_inputs, num_rows, zeros)
+        self._cross_lengths = np.zeros(num_rows, np.int64)
+        self._cached_view = cache(self._view)
 
     @property
     def num_bytes(self) -> int:
         """Size of all arrays when every row is full."""
-        return sum(int(array.nbytes) for array in self._arrays.values())
+        arrays = (*self._arrays.values(), *self._cross_arrays.values())
+        return sum(int(array.nbytes) for array in arrays)
 
-    def _view(self, start: int, stop: int) -> CacheView:
+    def view(self, start: int, stop: int) -> CacheView:
         """The same object for the same rows, so that runtimes can keep what they bind."""
+        return self._cached_view(start, stop, start + len(self.cross_lengths(start, stop)))
+
+    def _view(self, start: int, stop: int, cross_stop: int) -> CacheView:
         views = {name: array[start:stop] for name, array in self._arrays.items()}
+        views |= {name: array[start:cross_stop] for name, array in self._cross_arrays.items()}
         assert all(view.flags.c_contiguous for view in views.values())
         return CacheView(views)
 
+    def cross_lengths(self, start: int, stop: int) -> np.ndarray:
+        """How many positions of images each row has, int64 [X], up to the last row that has any."""
+        return np.trim_zeros(self._cross_lengths[start:stop], "b").copy()
+
+    def set_cross_length(self, row: int, length: int) -> None:
+        """Say how many positions of images a new request in `row` has; whoever calls fills them."""
+        self._cross_lengths[row] = length
+
     def copy_row(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy the first `num_tokens` positions of a row over another."""
+        """Copy the first `num_tokens` positions of a row over another, and all of its images."""
         for array in self._arrays.values():
             array[target, :, :num_tokens] = array[source, :, :num_tokens]
+        length = self._cross_lengths[target] = self._cross_lengths[source]
+        for array in self._cross_arrays.values():
+            array[target, :, :length] = array[source, :, :length]
+
+
+def _arrays(
+    spec: GraphSpec,
+    names: Iterable[str],
+    num_rows: int,
+    zeros: Callable[[tuple[int, ...], str], Any],
+) -> dict[str, Any]:
+    """An array of `num_rows` rows for each of some inputs.
+
+    Zeroed pages are only committed when they are written: capacity costs no memory.
+    """
+    arrays = {}
+    for name in names:
+        tensor = spec.input(name)
+        shape = (num_rows, *(dim for dim in tensor.shape if isinstance(dim, int)))
+        arrays[name] = zeros(shape, tensor.dtype)
+    return arrays

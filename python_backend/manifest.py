@@ -57,6 +57,8 @@ class Manifest:
         processor_fingerprint: changes when tokenizer or image processing change.
         vision_encoder: graph from pixels to embeddings; None for a model that reads text only.
         decoder: graph from tokens to logits.
+        cross_attention: graph from embeddings to the keys and values that the decoder's cross-attention
+            layers read; None if it has none.
         source: where the checkpoint came from, and what it was when it was built.
         versions: of the libraries that built it.
         verification: what it was compared with and the errors found; empty if it was not.
@@ -76,6 +78,7 @@ class Manifest:
     processor_fingerprint: str
     vision_encoder: GraphFile | None
     decoder: GraphFile
+    cross_attention: GraphFile | None = None
     source: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
@@ -87,8 +90,9 @@ class Manifest:
 
     @property
     def graphs(self) -> tuple[GraphFile, ...]:
-        """All graphs there are."""
-        return tuple(graph for graph in (self.vision_encoder, self.decoder) if graph is not None)
+        """Every graph of the model."""
+        graphs = (self.vision_encoder, self.cross_attention, self.decoder)
+        return tuple(graph for graph in graphs if graph is not None)
 
     def read_sampling(self, given: object) -> SamplingParams:
         """The sampling parameters of a request; what it leaves open comes from the model's defaults.
@@ -122,8 +126,9 @@ class Manifest:
                     f"the model was built in format {version}, this version reads {FORMAT_VERSION}: "
                     "build it again"
                 )
-            sees_images = data["vision_encoder"] is not None
-            for graph in ("vision_encoder", "decoder") if sees_images else ("decoder",):
+            for graph in ("vision_encoder", "cross_attention", "decoder"):
+                if graph != "decoder" and data[graph] is None:
+                    continue
                 spec = GraphSpec.from_json(data[graph].pop("spec"))
                 data[graph] = GraphFile(spec=spec, **data[graph])
             data["eos_token_ids"] = tuple(data["eos_token_ids"])

@@ -65,12 +65,15 @@ class GraphSpec:
     """Inputs and outputs of one graph, in order.
 
     Attributes:
-        name: `vision_encoder` or `decoder`.
+        name: `vision_encoder`, `cross_attention` or `decoder`.
         inputs: everything that must be fed.
         outputs: everything that is computed.
         aliases: output name to the input whose memory it shares (the KV cache, updated in place).
         takes_whole_images: whether an image's tokens must come in one call, because they see each
             other both ways.
+        cross_inputs: inputs that are memory of the cache too, but only read: the graph `cross_attention`
+            fills them once per request.
+        num_token_ids: rows of the embedding table, where they are not as many as there are logits.
     """
 
     name: str
@@ -78,6 +81,8 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     aliases: Mapping[str, str]
     takes_whole_images: bool = False
+    cross_inputs: tuple[str, ...] = ()
+    num_token_ids: int | None = None
 
     def input(self, name: str) -> TensorSpec:
         """The input called `name`; KeyError if there is none."""
@@ -89,9 +94,9 @@ class GraphSpec:
 
     @property
     def fed_inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs that change from call to call: all but the aliased ones."""
-        aliased = set(self.aliases.values())
-        return tuple(spec for spec in self.inputs if spec.name not in aliased)
+        """The inputs that change from call to call: all but the cache."""
+        cache = {*self.aliases.values(), *self.cross_inputs}
+        return tuple(spec for spec in self.inputs if spec.name not in cache)
 
     @property
     def computed_outputs(self) -> tuple[TensorSpec, ...]:
@@ -116,6 +121,8 @@ class GraphSpec:
             "outputs": [[spec.name, spec.dtype, list(spec.shape)] for spec in self.outputs],
             "aliases": dict(self.aliases),
             "takes_whole_images": self.takes_whole_images,
+            "cross_inputs": list(self.cross_inputs),
+            "num_token_ids": self.num_token_ids,
         }
 
     @classmethod
@@ -125,8 +132,15 @@ class GraphSpec:
         def tensors(rows: list[Any]) -> tuple[TensorSpec, ...]:
             return tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in rows)
 
-        inputs, outputs = tensors(data["inputs"]), tensors(data["outputs"])
-        return cls(data["name"], inputs, outputs, data["aliases"], data["takes_whole_images"])
+        return cls(
+            data["name"],
+            tensors(data["inputs"]),
+            tensors(data["outputs"]),
+            data["aliases"],
+            data["takes_whole_images"],
+            tuple(data["cross_inputs"]),
+            data["num_token_ids"],
+        )
 
 
 def _find(specs: tuple[TensorSpec, ...], name: str) -> TensorSpec:

@@ -104,6 +104,9 @@ class OrtRuntime(EngineRuntime):
                 value = onnxruntime.OrtValue.ortvalue_from_numpy(cache.tensors[name])
                 binding.bind_ortvalue_input(name, value)
                 binding.bind_ortvalue_output(output, value)
+            for name in self.spec.cross_inputs:
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(cache.tensors[name])
+                binding.bind_ortvalue_input(name, value)
             self._bindings[cache] = binding
         return binding
 

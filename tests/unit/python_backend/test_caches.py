@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from fake_runtime import decoder_spec
@@ -41,6 +43,39 @@ def test_copied_row_gets_the_first_positions_only(kv_cache):
 
 def test_num_bytes_counts_every_array(kv_cache):
     assert kv_cache.num_bytes == 2 * 4 * 6 * 4
+
+
+def _cross_cache():
+    """Four rows of three tokens, and of images of up to five positions."""
+    shape = ("X", 1, 5, 1)
+    spec = decoder_spec(max_model_len=3)
+    images = TensorSpec("cross_key.0", "float32", shape)
+    spec = dataclasses.replace(spec, inputs=(*spec.inputs, images), cross_inputs=("cross_key.0",))
+    return KVCache(spec, 4)
+
+
+def test_rows_of_images_are_bound_up_to_the_last_that_has_any():
+    cache = _cross_cache()
+    assert [len(cache.view(0, n).tensors["cross_key.0"]) for n in (1, 4)] == [0, 0]
+    cache.set_cross_length(1, 5)
+    assert [len(cache.view(0, n).tensors["cross_key.0"]) for n in (1, 2, 4)] == [0, 2, 2]
+    assert cache.cross_lengths(0, 4).tolist() == [0, 5]
+    assert [len(cache.view(n, n + 1).tensors["cross_key.0"]) for n in (0, 1)] == [0, 1]
+    assert len(cache.view(0, 4).tensors["past_key.0"]) == 4
+    assert cache.view(0, 4) is cache.view(0, 4)
+    cache.set_cross_length(1, 0)
+    assert len(cache.view(0, 4).tensors["cross_key.0"]) == 0
+
+
+def test_copied_row_takes_its_images_along():
+    cache = _cross_cache()
+    for row in range(4):
+        cache.set_cross_length(row, row + 1)
+    images = cache.view(0, 4).tensors["cross_key.0"]
+    images[:, 0, :, 0] = [[1] * 5, [2] * 5, [3] * 5, [4] * 5]
+    cache.copy_row(2, 0, 0)
+    assert images[0, 0, :, 0].tolist() == [3, 3, 3, 1, 1]
+    assert cache.cross_lengths(0, 4).tolist() == [3, 2, 3, 4]
 
 
 # --- encoder cache ---------------------------------------------------------------------------------

@@ -41,8 +41,11 @@ def test_manifest_survives_its_json(tiny):
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
-def test_graph_spec_survives_its_json():
-    spec = decoder_spec(32)
+@pytest.mark.parametrize(
+    "changes", [{}, {"takes_whole_images": True, "cross_inputs": ("a", "b"), "num_token_ids": 9}]
+)
+def test_graph_spec_survives_its_json(changes):
+    spec = dataclasses.replace(decoder_spec(32), **changes)
     assert GraphSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
