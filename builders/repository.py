@@ -47,6 +47,9 @@ _TOKENS = (
 )
 
 
+_CROSS_RANGE = TensorSpec(names.CROSS_RANGE, "int64", ("num_tokens", 2))
+
+
 def write_repository(
     repository: Path, manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]
 ) -> None:
@@ -85,7 +88,7 @@ __all__ = ["TritonPythonModel"]
 
 def _ensemble(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str:
     name = manifest.name
-    tokens = [tensor.name for tensor in _TOKENS]
+    tokens = [tensor.name for tensor in _tokens(manifest)]
     embeds = [tensor.name for tensor in _embeds(manifest)]
     images = [*(tensor.name for tensor in encoder_tensors), names.IMAGE_HASHES] if embeds else []
     steps = [
@@ -120,7 +123,9 @@ def _preprocess(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> 
         _python_model(manifest.name + names.PREPROCESS_SUFFIX)
         + _ONE_INSTANCE
         + _tensors("input", _REQUEST)
-        + _tensors("output", (*_TOKENS, *map(_with_batch_axis, encoder_tensors), _HASHES))
+        + _tensors(
+            "output", (*_tokens(manifest), *map(_with_batch_axis, encoder_tensors), _HASHES)
+        )
         + _parameters({"model": manifest.name})
     )
 
@@ -148,7 +153,8 @@ def _encoder(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str
 
 def _decoder(manifest: Manifest) -> str:
     config = EngineConfig()
-    inputs = (*_TOKENS, *map(_with_batch_axis, _embeds(manifest)), _SAMPLING, _CANCEL)
+    embeds = map(_with_batch_axis, _embeds(manifest))
+    inputs = (*_tokens(manifest), *embeds, _SAMPLING, _CANCEL)
     return (
         _python_model(manifest.name + names.DECODER_SUFFIX)
         + _ONE_INSTANCE
@@ -166,6 +172,11 @@ def _decoder(manifest: Manifest) -> str:
             }
         )
     )
+
+
+def _tokens(manifest: Manifest) -> tuple[TensorSpec, ...]:
+    """What preprocess tells the decoder of a prompt."""
+    return _TOKENS if manifest.cross_attention is None else (*_TOKENS, _CROSS_RANGE)
 
 
 def _embeds(manifest: Manifest) -> tuple[TensorSpec, ...]:

@@ -18,10 +18,12 @@ from safetensors.numpy import load_file
 
 from python_backend.config import EngineConfig
 from python_backend.errors import ParityError
+from python_backend.families.base import Features, PreparedPrompt
+from python_backend.image_inputs import image_inputs
 from python_backend.kv_cache import KVCache
-from python_backend.loading import load_runtime
+from python_backend.loading import load_cross_attention, load_runtime
 from python_backend.manifest import ModelFolder
-from python_backend.preprocess import PreparedRequest, Preprocessor
+from python_backend.preprocess import Preprocessor
 
 RECORDING = "reference.json"
 _RECORDED_TENSORS = "reference.safetensors"
@@ -147,7 +149,10 @@ class _CaseRunner:
         graph = model.manifest.vision_encoder
         self._encoder = None if graph is None else load_runtime(model, graph, config)
         self._decoder = load_runtime(model, model.manifest.decoder, config)
-        self._view = KVCache(self._decoder.spec, 1, self._decoder.zeros).view(0, 1)
+        self._cache = KVCache(self._decoder.spec, 1, self._decoder.zeros)
+        self._images = image_inputs(
+            self._decoder.spec, self._cache, load_cross_attention(model, config)
+        )
 
     def run(self, case: ReferenceCase) -> CaseResult:
         prepared = self._preprocessor.prepare({"messages": case.messages}, case.images)
@@ -161,13 +166,15 @@ class _CaseRunner:
                 num_tokens=len(case.greedy_token_ids),
                 problems=(f"{case.name}: the prompt's token ids differ",),
             )
-        embeds = self._encode(prepared)
+        images = [image.features for image in prepared.images]
+        embeds = self._encode(images)
         embeds_error = 0.0
         if case.image_embeds is not None:
             embeds_error = relative_error(embeds, case.image_embeds)
             if not embeds_error <= self._embeds_tolerance:
                 problems.append(f"{case.name}: image embeddings are off by {embeds_error:.2e}")
-        logits = self._decode(prepared, embeds, case.greedy_token_ids)
+        embeds = self._join(embeds, images)
+        logits = self._decode(prepared.prompt, embeds, case.greedy_token_ids)
         errors = [relative_error(a, b) for a, b in zip(logits, case.logits, strict=False)]
         if not max(errors) <= self._logits_tolerance:
             problems.append(f"{case.name}: logits are off by {max(errors):.2e}")
@@ -185,38 +192,42 @@ class _CaseRunner:
             problems=tuple(problems),
         )
 
-    def _encode(self, prepared: PreparedRequest) -> np.ndarray:
-        if self._encoder is None or not prepared.images:
-            spec = self._decoder.spec.input("image_embeds")
-            return np.zeros((1, int(spec.shape[1])), spec.dtype)
-        feeds = self._preprocessor.family.encoder_feeds([i.features for i in prepared.images])
-        return self._encoder.run(feeds)[self._encoder.spec.computed_outputs[0].name]
+    def _encode(self, images: Sequence[Features]) -> np.ndarray:
+        if self._encoder is None:
+            return no_image_embeds(self._decoder.spec)
+        output = self._encoder.spec.computed_outputs[0]
+        if not images:
+            return np.empty((0, int(output.shape[1])), output.dtype)
+        return self._encoder.run(self._preprocessor.family.encoder_feeds(images))[output.name]
+
+    def _join(self, embeds: np.ndarray, images: Sequence[Features]) -> np.ndarray:
+        """The encoder's embeddings as the decoder takes them."""
+        family = self._preprocessor.family
+        return family.join_embeds(family.split_embeds(embeds, images), images) if images else embeds
 
     def _decode(
-        self, prepared: PreparedRequest, embeds: np.ndarray, tokens: Sequence[int]
+        self, prompt: PreparedPrompt, embeds: np.ndarray, tokens: Sequence[int]
     ) -> np.ndarray:
         """Logits [T, V] that choose each of `tokens` when the ones before are given."""
-        prompt = prepared.prompt
         num_prompt = len(prompt.token_ids)
         has_axes = len(self._decoder.spec.input("position_ids").shape) == 3
-        ids, index = prompt.token_ids, prompt.image_index
-        positions, start = prompt.position_ids, 0
+        ids, positions, start = prompt.token_ids, prompt.position_ids, 0
+        images = self._images.prefill(0, prompt, embeds, 0, num_prompt)
         rows = []
         for step in range(len(tokens)):
             positions_fed = positions[:, None] if has_axes else positions[:1]
             feeds = {
                 "input_ids": ids[None],
-                "image_index": index[None],
-                "image_embeds": embeds,
                 "position_ids": np.ascontiguousarray(positions_fed),
                 "write_indices": np.array([start]),
                 "kv_lengths": np.array([start + len(ids)], np.int32),
                 "logits_index": np.array([[len(ids) - 1]]),
+                **images,
             }
-            rows.append(self._decoder.run(feeds, self._view)["logits"][0, 0].copy())
+            rows.append(self._decoder.run(feeds, self._cache.view(0, 1))["logits"][0, 0].copy())
             start = num_prompt + step
             next_position = int(prompt.position_ids.max()) + 1 + step
-            ids, index = np.array([tokens[step]]), np.array([-1])
+            ids, images = np.array([tokens[step]]), self._images.decode([prompt])
             positions = np.full((positions.shape[0], 1), next_position)
         return np.stack(rows)
 

@@ -80,7 +80,7 @@ class Engine:
         """
         self._runner.check(request)
         params, prompt = request.params, request.prompt
-        num_prompt, num_image_tokens = len(prompt.token_ids), len(request.image_embeds)
+        num_prompt = len(prompt.token_ids)
         room = self.scheduler.max_output_tokens(num_prompt)
         scheduled = Request(
             request.request_id,
@@ -94,7 +94,7 @@ class Engine:
         self.scheduler.add_request(scheduled)
         self._runner.add(request)
         self._states.update(zip(scheduled.choices, states, strict=True))
-        self._requests[request.request_id] = _RequestState(num_image_tokens, params.n)
+        self._requests[request.request_id] = _RequestState(prompt.num_image_tokens, params.n)
 
     def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
         eos = frozenset() if params.ignore_eos else self._eos_token_ids

@@ -55,6 +55,13 @@ def load_vision_encoder(
     return VisionEncoder(family, runtime, cache, config.max_encoder_patches)
 
 
+def load_cross_attention(model: ModelFolder, config: EngineConfig) -> EngineRuntime | None:
+    """The graph that fills what the decoder's cross-attention layers read, if `model` has one."""
+    graph = model.manifest.cross_attention
+    # It runs once per request with images, so its memory is not worth keeping.
+    return None if graph is None else load_runtime(model, graph, config, keep_memory=False)
+
+
 def load_engine(model: ModelFolder, config: EngineConfig) -> Engine:
     """The decoder stage of `model`."""
     manifest = model.manifest
@@ -65,6 +72,10 @@ def load_engine(model: ModelFolder, config: EngineConfig) -> Engine:
         max_model_len=manifest.max_model_len,
         max_waiting=config.max_waiting,
     )
-    runner = ModelRunner(load_runtime(model, manifest.decoder, config), num_rows)
+    runner = ModelRunner(
+        load_runtime(model, manifest.decoder, config),
+        num_rows,
+        load_cross_attention(model, config),
+    )
     tokenizer = Tokenizer.from_file(str(model.processor_dir / "tokenizer.json"))
     return Engine(scheduler, runner, TokenText(tokenizer), manifest.eos_token_ids)

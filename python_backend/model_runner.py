@@ -1,6 +1,6 @@
 """A `StepPlan` to logits: feeds the decoder graph and owns the KV cache.
 
-Dimension letters: B rows, S tokens, V vocabulary, H hidden.
+Dimension letters: B rows, S tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import numpy as np
 
 from python_backend import tensor_names as names
 from python_backend.errors import InvalidRequestError
+from python_backend.image_inputs import image_inputs
 from python_backend.kv_cache import KVCache
 from python_backend.request import GenerationRequest
 from python_backend.runtimes.base import EngineRuntime
@@ -23,13 +24,10 @@ class RunnerRequest:
         last_tokens: per choice, the token that is fed at its next step.
     """
 
-    def __init__(self, request: GenerationRequest, empty_embeds: np.ndarray) -> None:
-        prompt = request.prompt
-        self.token_ids = prompt.token_ids
-        self.image_index = prompt.image_index
-        self.position_ids = prompt.position_ids
-        self.image_embeds = request.image_embeds if len(request.image_embeds) else empty_embeds
-        self.next_position = int(prompt.position_ids.max()) + 1
+    def __init__(self, request: GenerationRequest) -> None:
+        self.prompt = request.prompt
+        self.image_embeds = request.image_embeds
+        self.next_position = int(request.prompt.position_ids.max()) + 1
         self.last_tokens = [0] * request.params.n
 
 
@@ -39,17 +37,19 @@ class ModelRunner:
     Args:
         runtime: the decoder graph.
         num_rows: slots of the scheduler.
+        cross_attention: the graph that fills the images' part of the cache, if there is one.
     """
 
-    def __init__(self, runtime: EngineRuntime, num_rows: int) -> None:
-        self._runtime = runtime
-        self._cache = KVCache(runtime.spec, num_rows, runtime.zeros)
-        embeds = runtime.spec.input("image_embeds")
-        self.hidden_size = int(embeds.shape[1])
-        self.vocab_size = int(runtime.spec.output("logits").shape[2])
-        # A graph input cannot be empty; text rows never look at this one.
-        self._no_embeds = np.zeros((1, self.hidden_size), embeds.dtype)
-        self._has_axes = len(runtime.spec.input("position_ids").shape) == 3
+    def __init__(
+        self, runtime: EngineRuntime, num_rows: int, cross_attention: EngineRuntime | None = None
+    ) -> None:
+        self._runtime, self._cross_attention = runtime, cross_attention
+        spec = runtime.spec
+        self._cache = KVCache(spec, num_rows, runtime.zeros)
+        self._images = image_inputs(spec, self._cache, cross_attention)
+        self.vocab_size = int(spec.output("logits").shape[2])
+        self._num_token_ids = spec.num_token_ids or self.vocab_size
+        self._has_axes = len(spec.input("position_ids").shape) == 3
         self._requests: dict[str, RunnerRequest] = {}
 
     @property
@@ -68,29 +68,22 @@ class ModelRunner:
         Whoever speaks to the decoder directly could otherwise fail a step with them.
         """
         prompt, num_tokens = request.prompt, request.prompt.token_ids.size
-        num_image_tokens = int((prompt.image_index >= 0).sum())
         num_axes = self._runtime.spec.input("position_ids").shape[0] if self._has_axes else 1
-        for name, array, dtype, shape in (
-            (names.PROMPT_TOKEN_IDS, prompt.token_ids, "int64", (num_tokens,)),
-            (names.IMAGE_INDEX, prompt.image_index, "int64", (num_tokens,)),
-            (names.POSITION_IDS, prompt.position_ids, "int64", (num_axes, num_tokens)),
-            (
-                names.IMAGE_EMBEDS,
-                request.image_embeds,
-                self._no_embeds.dtype,
-                (num_image_tokens, self.hidden_size),
-            ),
+        for name, array, shape in (
+            (names.PROMPT_TOKEN_IDS, prompt.token_ids, (num_tokens,)),
+            (names.IMAGE_INDEX, prompt.image_index, (num_tokens,)),
+            (names.POSITION_IDS, prompt.position_ids, (num_axes, num_tokens)),
         ):
-            if array.dtype != dtype or array.shape != shape or num_tokens == 0:
+            if array.dtype != "int64" or array.shape != shape or num_tokens == 0:
                 raise InvalidRequestError(
-                    f"{name} is {array.dtype} {list(array.shape)}; a prompt of {num_tokens} tokens, "
-                    f"{num_image_tokens} of them of images, needs {dtype} {list(shape)} and at least "
-                    "one token",
+                    f"{name} is {array.dtype} {list(array.shape)}; a prompt of {num_tokens} tokens needs "
+                    f"int64 {list(shape)} and at least one token",
                     param=name,
                 )
+        self._images.check(prompt, request.image_embeds)
         for name, array, lowest, end in (
-            (names.PROMPT_TOKEN_IDS, prompt.token_ids, 0, self.vocab_size),
-            (names.IMAGE_INDEX, prompt.image_index, -1, num_image_tokens),
+            (names.PROMPT_TOKEN_IDS, prompt.token_ids, 0, self._num_token_ids),
+            (names.IMAGE_INDEX, prompt.image_index, -1, prompt.num_image_tokens),
         ):
             if array.min() < lowest or array.max() >= end:
                 raise InvalidRequestError(
@@ -101,7 +94,7 @@ class ModelRunner:
 
     def add(self, request: GenerationRequest) -> None:
         """Take the tensors of a request that passed `check`."""
-        self._requests[request.request_id] = RunnerRequest(request, self._no_embeds)
+        self._requests[request.request_id] = RunnerRequest(request)
 
     def remove(self, request_id: str) -> None:
         """Let go of a request's tensors; its cache rows are the scheduler's business."""
@@ -123,19 +116,18 @@ class ModelRunner:
 
     def _prefill(self, plan: StepPlan) -> np.ndarray:
         assert plan.request is not None
-        request = self._requests[plan.request.request_id]
+        request, slot = self._requests[plan.request.request_id], plan.slot
         start, stop = plan.start, plan.start + plan.num_scheduled_tokens
+        prompt = request.prompt
         feeds = {
-            "input_ids": request.token_ids[None, start:stop],
-            "image_index": request.image_index[None, start:stop],
-            "image_embeds": request.image_embeds,
-            "position_ids": self._positions(request.position_ids[:, None, start:stop]),
+            "input_ids": prompt.token_ids[None, start:stop],
+            "position_ids": self._positions(prompt.position_ids[:, None, start:stop]),
             "write_indices": np.array([start]),
             "kv_lengths": np.array([stop], np.int32),
             "logits_index": np.array([[stop - start - 1]]),
+            **self._images.prefill(slot, prompt, request.image_embeds, start, stop),
         }
-        view = self._cache.view(plan.slot, plan.slot + 1)
-        logits: np.ndarray = self._runtime.run(feeds, view)["logits"][0]
+        logits: np.ndarray = self._runtime.run(feeds, self._cache.view(slot, slot + 1))["logits"][0]
         return logits
 
     def _decode(self, choices: tuple[Choice, ...]) -> np.ndarray:
@@ -149,17 +141,16 @@ class ModelRunner:
                 for row, c in zip(rows, choices, strict=True)
             ]
         )
-        num_axes = rows[0].position_ids.shape[0]
+        num_axes = rows[0].prompt.position_ids.shape[0]
         feeds = {
             "input_ids": np.array(tokens)[:, None],
-            "image_index": np.full((num_rows, 1), -1),
-            "image_embeds": self._no_embeds,
             "position_ids": self._positions(
                 np.broadcast_to(positions[None, :, None], (num_axes, num_rows, 1))
             ),
             "write_indices": starts,
             "kv_lengths": (starts + 1).astype(np.int32),
             "logits_index": np.zeros((num_rows, 1), np.int64),
+            **self._images.decode([row.prompt for row in rows]),
         }
         return self._runtime.run(feeds, self._cache.view(0, num_rows))["logits"][:, 0]
 
@@ -170,3 +161,5 @@ class ModelRunner:
     def close(self) -> None:
         """Free the engine."""
         self._runtime.close()
+        if self._cross_attention is not None:
+            self._cross_attention.close()

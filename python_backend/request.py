@@ -19,7 +19,7 @@ class GenerationRequest:
     Attributes:
         request_id: unique among the requests under way.
         prompt: token ids, image index and positions.
-        image_embeds: [num_image_tokens, hidden_size]; no rows for a request without images.
+        image_embeds: [num_embeds, hidden_size]; no rows for a request without images.
         params: how to sample.
     """
 
@@ -36,7 +36,7 @@ class Usage:
     Attributes:
         prompt_tokens: image placeholders included.
         completion_tokens: of this choice, the token that ended it included.
-        image_tokens: how many of the prompt tokens stand for image embeddings.
+        image_tokens: how many of the prompt tokens stand for images.
         cached_tokens: prompt tokens that were not computed because a cache row already held them.
     """
 

@@ -3,7 +3,7 @@
 The way of a request through the ensemble (shapes without the encoder's batch axis of one):
 
     client     -> prompt, images, sampling                                             -> ensemble
-    preprocess -> prompt_token_ids, image_index, position_ids, encoder feeds, image_hashes
+    preprocess -> prompt_token_ids, image_index, position_ids, (cross_range,) encoder feeds, image_hashes
     encoder    -> image_embeds
     decoder    -> text, details                                     (decoupled: many responses)
 """
@@ -27,15 +27,19 @@ SAMPLING: Final = "sampling"
 PROMPT_TOKEN_IDS: Final = "prompt_token_ids"
 """INT64 [num_prompt_tokens]: image placeholders already expanded."""
 IMAGE_INDEX: Final = "image_index"
-"""INT64 [num_prompt_tokens]: row of `image_embeds` for a placeholder token, -1 for text."""
+"""INT64 [num_prompt_tokens]: row of `image_embeds` for a placeholder token (the image's number under
+cross-attention), -1 for text."""
 POSITION_IDS: Final = "position_ids"
 """INT64 [axes, num_prompt_tokens]: 3 axes under M-RoPE, else 1."""
+CROSS_RANGE: Final = "cross_range"
+"""INT64 [num_prompt_tokens, 2]: first and one after the last row of `image_embeds` that each token sees by
+cross-attention; only of models that have it."""
 IMAGE_HASHES: Final = "image_hashes"
 """BYTES [num_images]: content hash of each preprocessed image."""
 
 # Encoder to decoder.
 IMAGE_EMBEDS: Final = "image_embeds"
-"""FP32 [num_image_tokens, hidden_size]: embeddings of all images of the request."""
+"""FP32 [num_embeds, hidden_size]: embeddings of all images of the request."""
 
 # Decoder to client.
 TEXT: Final = "text"

@@ -73,10 +73,10 @@ class VisionEncoder:
                 self.cache.put(image.image_hash, embeds)
         return [found[image.image_hash] for image in images]
 
-    def join(self, embeds: Sequence[np.ndarray]) -> np.ndarray:
-        """All embeddings of a request [num_image_tokens, hidden_size], also when there are none."""
-        if embeds:
-            return np.concatenate(embeds)
+    def join(self, images: Sequence[EncoderImage], embeds: Sequence[np.ndarray]) -> np.ndarray:
+        """Embeddings of a request as the decoder takes them [I, hidden_size], also when there are none."""
+        if images:
+            return self._family.join_embeds(embeds, [image.features for image in images])
         return np.empty((0, self._hidden_size), self._dtype)
 
     def _groups(self, images: Sequence[EncoderImage]) -> list[list[EncoderImage]]:

@@ -127,7 +127,7 @@ class VLM:
             EncoderImage(image.features, image_hash)
             for image, image_hash in zip(prepared.images, prepared.image_hashes, strict=True)
         ]
-        return self._encoder.join(self._encoder.encode(pictures))
+        return self._encoder.join(pictures, self._encoder.encode(pictures))
 
     def close(self) -> None:
         """Free the engines."""

@@ -36,7 +36,7 @@ class PreparedImage:
 
     Attributes:
         features: the family's tensors, first axis is the image's own.
-        num_tokens: how many image tokens, and rows of `image_embeds`, the image takes.
+        num_tokens: how many tokens of the prompt the image takes.
     """
 
     features: Features
@@ -49,13 +49,22 @@ class PreparedPrompt:
 
     Attributes:
         token_ids: int64 [S], placeholders expanded.
-        image_index: int64 [S], row of the request's `image_embeds`, -1 for text.
+        image_index: int64 [S], which of the prompt's image tokens a token is, -1 for text. Without
+            cross-attention that is the row of `image_embeds` that takes its place.
         position_ids: int64 [axes, S].
+        cross_range: int64 [S, 2], first and one after the last row of `image_embeds` that each token sees by
+            cross-attention, equal where it sees none; None in families without.
     """
 
     token_ids: np.ndarray
     image_index: np.ndarray
     position_ids: np.ndarray
+    cross_range: np.ndarray | None = None
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens that stand for images."""
+        return int((self.image_index >= 0).sum())
 
 
 class ModelFamily(ABC):
@@ -139,9 +148,17 @@ class ModelFamily(ABC):
     def split_embeds(self, embeds: np.ndarray, images: Sequence[Features]) -> list[np.ndarray]:
         """Rows of the graph's output [M, hidden] that belong to each image."""
 
+    def join_embeds(self, embeds: Sequence[np.ndarray], images: Sequence[Features]) -> np.ndarray:
+        """The embeddings of a request's images, at least one, in the order that the decoder takes them."""
+        return np.concatenate(embeds)
+
     def positions(self, token_ids: np.ndarray, images: Sequence[Features]) -> np.ndarray:
         """Position ids int64 [axes, S] of an expanded prompt: one after another, on one axis."""
         return np.arange(len(token_ids))[None]
+
+    def cross_range(self, token_ids: np.ndarray, images: Sequence[Features]) -> np.ndarray | None:
+        """`PreparedPrompt.cross_range` of an expanded prompt."""
+        return None
 
     def join_images(self, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
         """The features of all images of a request, one after another; empty axes when there are none."""
@@ -166,5 +183,8 @@ class ModelFamily(ABC):
         token_ids = self.template.token_ids(conversation, [self.image_text(i) for i in images])
         is_image = token_ids == self.image_token_id
         image_index = np.where(is_image, np.cumsum(is_image) - 1, -1)
-        positions = self.positions(token_ids, [image.features for image in images])
-        return PreparedPrompt(token_ids, image_index, positions)
+        features = [image.features for image in images]
+        positions = self.positions(token_ids, features)
+        return PreparedPrompt(
+            token_ids, image_index, positions, self.cross_range(token_ids, features)
+        )

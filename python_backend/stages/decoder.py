@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from python_backend import tensor_names as names
@@ -58,6 +59,7 @@ class DecoderModel:
             triton_io.read_tensor(request, names.PROMPT_TOKEN_IDS).copy(),
             triton_io.read_tensor(request, names.IMAGE_INDEX).copy(),
             triton_io.read_tensor(request, names.POSITION_IDS).copy(),
+            self._read_cross_range(request),
         )
         if self._manifest.sees_images:
             # The encoder's batch axis of one ends here.
@@ -69,6 +71,11 @@ class DecoderModel:
             self._num_anonymous += 1
             request_id = f"anonymous-{self._num_anonymous}"
         return GenerationRequest(request_id, prompt, embeds, params)
+
+    def _read_cross_range(self, request: Any) -> np.ndarray | None:
+        if self._manifest.cross_attention is None:
+            return None
+        return triton_io.read_tensor(request, names.CROSS_RANGE).copy()
 
     def _cancel(self, request: Any) -> None:
         sender = request.get_response_sender()

@@ -65,7 +65,9 @@ class EncoderModel:
                 return dict.fromkeys(images, error)
             # One bad picture must not fail the others: each request by itself.
             return {k: v for i, row in images.items() for k, v in self._encode({i: row}).items()}
-        return {i: self._encoder.join([next(embeds) for _ in row]) for i, row in images.items()}
+        return {
+            i: self._encoder.join(row, [next(embeds) for _ in row]) for i, row in images.items()
+        }
 
     def finalize(self) -> None:
         """Free the engine."""

@@ -35,6 +35,8 @@ class PreprocessModel:
                 names.IMAGE_INDEX: prepared.prompt.image_index,
                 names.POSITION_IDS: prepared.prompt.position_ids,
             }
+            if prepared.prompt.cross_range is not None:
+                tensors[names.CROSS_RANGE] = prepared.prompt.cross_range
             # The encoder batches requests, so what goes there has a batch axis of one.
             features = self._preprocessor.family.join_images(prepared.images)
             features[names.IMAGE_HASHES] = triton_io.to_bytes_array(prepared.image_hashes)

@@ -76,7 +76,7 @@ def test_eight_staggered_requests_in_small_chunks_give_huggingface_tokens(
         if encoder is None:
             embeds = no_image_embeds(tiny.model.manifest.decoder.spec)
         else:
-            embeds = encoder.join(encoder.encode(pictures))
+            embeds = encoder.join(pictures, encoder.encode(pictures))
         return GenerationRequest(f"{number}-{name}", prepared.prompt, embeds, GREEDY)
 
     # The longest between short ones, and some of them twice.
