@@ -16,7 +16,14 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from builders import functions
+from builders.cross_attention import (
+    RANGE_INPUTS,
+    CrossAttentionConfig,
+    CrossAttentionLayer,
+    CrossContext,
+)
 from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
+from builders.masks import masks
 from builders.modules import Embedding, GatedMLP, Linear, Op, RMSNorm, Rotary, rope_inv_freq
 from builders.precision import Precision
 from python_backend.errors import BundleError
@@ -54,6 +61,9 @@ class DecoderConfig:
             and rotate by `local_inv_freq`.
         sliding_window: of those layers.
         local_inv_freq: float32 [D/2], or None.
+        num_embeddings: rows of the embedding table; None for V.
+        cross_attention: layers that attend to the images instead of the text; image embeddings then take no
+            token's place. None if there are none.
     """
 
     hidden_size: int
@@ -81,6 +91,14 @@ class DecoderConfig:
     sliding_layers: frozenset[int] = frozenset()
     sliding_window: int = 0
     local_inv_freq: np.ndarray | None = None
+    num_embeddings: int | None = None
+    cross_attention: CrossAttentionConfig | None = None
+
+    @property
+    def cached_layers(self) -> list[int]:
+        """Layers that attend to the text."""
+        cross = self.cross_attention.layers if self.cross_attention else ()
+        return [i for i in range(self.num_layers) if i not in cross]
 
     @property
     def has_mask(self) -> bool:
@@ -127,18 +145,25 @@ def decoder_spec(config: DecoderConfig, compute: str) -> GraphSpec:
     """The decoder's contract; `compute` is the dtype of the KV cache."""
     positions: tuple[str | int, ...] = ("B", "S") if config.rope_axes is None else (3, "B", "S")
     cache = ("B", config.num_kv_heads, config.max_model_len, config.head_dim)
-    names = [f"{part}.{i}" for i in range(config.num_layers) for part in ("key", "value")]
+    names = [f"{part}.{i}" for i in config.cached_layers for part in ("key", "value")]
+    images: tuple[TensorSpec, ...] = (
+        TensorSpec("image_index", "int64", ("B", "S")),
+        TensorSpec("image_embeds", "float32", ("I", config.embeds_size)),
+    )
+    cross_cache: tuple[TensorSpec, ...] = ()
+    if config.cross_attention is not None:
+        images, cross_cache = RANGE_INPUTS, config.cross_attention.cache_inputs(compute, "X")
     return GraphSpec(
         name="decoder",
         inputs=(
             TensorSpec("input_ids", "int64", ("B", "S")),
-            TensorSpec("image_index", "int64", ("B", "S")),
-            TensorSpec("image_embeds", "float32", ("I", config.embeds_size)),
+            *images,
             TensorSpec("position_ids", "int64", positions),
             TensorSpec("write_indices", "int64", ("B",)),
             TensorSpec("kv_lengths", "int32", ("B",)),
             TensorSpec("logits_index", "int64", ("B", "L")),
             *(TensorSpec(f"past_{name}", compute, cache) for name in names),
+            *cross_cache,
         ),
         outputs=(
             TensorSpec("logits", "float32", ("B", "L", config.vocab_size)),
@@ -146,6 +171,8 @@ def decoder_spec(config: DecoderConfig, compute: str) -> GraphSpec:
         ),
         aliases={f"present_{name}": f"past_{name}" for name in names},
         takes_whole_images=config.sees_whole_images,
+        cross_inputs=tuple(tensor.name for tensor in cross_cache),
+        num_token_ids=config.num_embeddings,
     )
 
 
@@ -249,23 +276,40 @@ class _Model(nn.Module):
     def __init__(self, config: DecoderConfig, precision: Precision) -> None:
         super().__init__("model")
         self._config, self._precision = config, precision
-        self.embed_tokens = Embedding(precision, config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([_Layer(config, precision) for _ in range(config.num_layers)])
+        num_embeddings = config.num_embeddings or config.vocab_size
+        self.embed_tokens = Embedding(precision, num_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList([self._layer(i) for i in range(config.num_layers)])
         self.norm = _norm(config, precision, config.hidden_size)
         self.rotary = Rotary(precision, config.inv_freq, config.rope_axes)
         if config.local_inv_freq is not None:
             self.local_rotary = Rotary(precision, config.local_inv_freq, config.rope_axes)
 
+    def _layer(self, index: int) -> nn.Module:
+        cross = self._config.cross_attention
+        if cross is not None and index in cross.layers:
+            return CrossAttentionLayer(cross, self._precision)
+        return _Layer(self._config, self._precision)
+
     def forward(
         self, op: Op, feeds: dict[str, ir.Value]
     ) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:
-        is_image = op.GreaterOrEqual(feeds["image_index"], 0)
-        contexts = self._contexts(op, feeds, is_image)
-        is_image = op.Unsqueeze(is_image, [2])
-        first, *others = self._image_parts(op, feeds)
-        x = op.Where(is_image, first, self._embed(op, feeds["input_ids"]))
+        cross = self._config.cross_attention
+        others: list[ir.Value] = []
+        if cross is None:
+            is_image = op.GreaterOrEqual(feeds["image_index"], 0)
+            contexts = self._contexts(op, feeds, is_image)
+            is_image = op.Unsqueeze(is_image, [2])
+            first, *others = self._image_parts(op, feeds)
+            x = op.Where(is_image, first, self._embed(op, feeds["input_ids"]))
+        else:
+            contexts = self._contexts(op, feeds, None)
+            seen = CrossContext(op, cross.capacity, feeds["cross_range"], feeds["cross_lengths"])
+            x = self._embed(op, feeds["input_ids"])
         presents = []
         for i, layer in enumerate(self.layers):
+            if isinstance(layer, CrossAttentionLayer):
+                x = layer(op, x, (feeds[f"cross_key.{i}"], feeds[f"cross_value.{i}"]), seen)
+                continue
             past = feeds[f"past_key.{i}"], feeds[f"past_value.{i}"]
             x, present = layer(op, x, past, contexts[i in self._config.sliding_layers])
             presents.append(present)
@@ -291,60 +335,19 @@ class _Model(nn.Module):
         return list(op.Split(rows, axis=-1, num_outputs=num_parts, _outputs=num_parts))
 
     def _contexts(
-        self, op: Op, feeds: dict[str, ir.Value], is_image: ir.Value
+        self, op: Op, feeds: dict[str, ir.Value], is_image: ir.Value | None
     ) -> tuple[_Context, _Context]:
         """Of the layers that see everything, and of those with a window."""
         config, positions = self._config, feeds["position_ids"]
         writes, lengths = feeds["write_indices"], feeds["kv_lengths"]
         mask = sliding_mask = None
-        if config.has_mask:
-            mask, sliding_mask = _masks(op, config, writes, lengths, is_image)
+        if config.has_mask and is_image is not None:
+            mask, sliding_mask = masks(op, config, writes, lengths, is_image)
         full = _Context(self.rotary(op, positions), writes, lengths, mask)
         if not config.sliding_layers:
             return full, full
         rope = full.rope if config.local_inv_freq is None else self.local_rotary(op, positions)
         return full, _Context(rope, writes, lengths, sliding_mask)
-
-
-def _masks(
-    op: Op,
-    config: DecoderConfig,
-    write_indices: ir.Value,
-    kv_lengths: ir.Value,
-    is_image: ir.Value,
-) -> tuple[ir.Value, ir.Value]:
-    """Who sees whom, bool [B, 1, S, C], without a window and with it.
-
-    Source: `create_masks_for_vision_model` in transformers 5.23 `modeling_gemma3.py`: a token sees what comes
-    before it and all of its own image; a window is cut out of that.
-    """
-    num_tokens = op.Shape(is_image, start=1, end=2)  # [1]
-    key = op.initializer(ir.tensor(np.arange(config.max_model_len)), name="cache_positions")
-    start = op.Unsqueeze(write_indices, [1])  # [B, 1]
-    query = op.Add(start, op.Slice(key, [0], num_tokens))
-    query = op.Unsqueeze(query, [1, 3])  # [B, 1, S, 1]
-    mask = op.LessOrEqual(key, query)  # [B, 1, S, C]
-    if config.sees_whole_images:
-        # The number of the image each new token belongs to; images come whole, so no image begins
-        # before the new tokens.
-        before = op.Slice(
-            op.Pad(op.Cast(is_image, to=ir.DataType.INT64), [0, 1, 0, 0]), [0], [-1], [1]
-        )
-        begins = op.And(is_image, op.Equal(before, 0))
-        number = op.CumSum(op.Cast(begins, to=ir.DataType.INT64), 1)
-        query_image = op.Unsqueeze(op.Where(is_image, number, -1), [1, 3])
-        new = op.Sub(key, start)  # [B, C], place among the new tokens
-        is_new = op.And(op.GreaterOrEqual(new, 0), op.Less(new, num_tokens))
-        place = op.Min(op.Max(new, 0), op.Sub(num_tokens, 1))
-        key_image = op.GatherElements(op.Where(is_image, number, -2), place, axis=1)
-        key_image = op.Unsqueeze(op.Where(is_new, key_image, -2), [1, 2])
-        mask = op.Or(mask, op.Equal(query_image, key_image))
-    is_valid = op.Less(key, op.Unsqueeze(op.Cast(kv_lengths, to=ir.DataType.INT64), [1]))
-    mask = op.And(mask, op.Unsqueeze(is_valid, [1, 2]))
-    sliding = mask
-    if config.sliding_layers:
-        sliding = op.And(mask, op.Greater(key, op.Sub(query, config.sliding_window)))
-    return mask, sliding
 
 
 class _Head(nn.Module):
@@ -387,4 +390,7 @@ def build_decoder(config: DecoderConfig, precision: Precision) -> tuple[ir.Model
     attention = (
         functions.masked_attention_function if config.has_mask else functions.attention_function
     )
-    return to_model(builder, [attention(), functions.cache_update_function()]), spec
+    used = [attention(), functions.cache_update_function()]
+    if config.cross_attention is not None:
+        used.append(functions.cross_attention_function())
+    return to_model(builder, used), spec

@@ -14,6 +14,8 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 DOMAIN = "trt"
+CROSS_DOMAIN = "trt.cross"
+"""TensorRT knows its operators in every domain; here the same name has another body."""
 OPSET = 24
 
 
@@ -51,18 +53,63 @@ def masked_attention_function() -> ir.Function:
         helper.make_node("Cast", ["mask"], ["seen"], to=TensorProto.INT64),
         helper.make_node("Constant", [], ["other_axes"], value_ints=[0, 1, 2]),
         helper.make_node("ReduceMax", ["seen", "other_axes"], ["is_seen"], keepdims=0),
-        helper.make_node("Size", ["is_seen"], ["capacity"]),
-        helper.make_node("Constant", [], ["one"], value_int=1),
-        helper.make_node("Add", ["capacity", "one"], ["end"]),
-        helper.make_node("Range", ["one", "end", "one"], ["number"]),
-        helper.make_node("Mul", ["is_seen", "number"], ["seen_number"]),
-        helper.make_node("ReduceMax", ["seen_number"], ["longest"], keepdims=1),
+        *_longest(),
         *_cut("longest"),
         helper.make_node("Constant", [], ["last_axis"], value_ints=[3]),
         helper.make_node("Slice", ["mask", "zero", "longest", "last_axis"], ["allowed"]),
         helper.make_node("Attention", ["q", "keys", "values", "allowed"], ["y"], scale=1.0),
     ]
     return _function("TRT_Attention", _ATTENTION_INPUTS, nodes, _ATTENTION_ATTRIBUTES)
+
+
+def cross_attention_function() -> ir.Function:
+    """`TRT_Attention` of a scaled query over what a bool mask [X, 1, S, C] allows, for any X.
+
+    The body cuts the cache behind the last position that anyone sees, and is skipped where X is 0.
+    """
+    attend = [
+        helper.make_node("Cast", ["mask"], ["seen"], to=TensorProto.UINT8),
+        helper.make_node("Constant", [], ["other_axes"], value_ints=[0, 1, 2]),
+        helper.make_node("ReduceMax", ["seen", "other_axes"], ["seen_byte"], keepdims=0),
+        helper.make_node("Cast", ["seen_byte"], ["is_seen"], to=TensorProto.INT64),
+        *_longest(),
+        *_cut("longest"),
+        helper.make_node("Constant", [], ["last_axis"], value_ints=[3]),
+        helper.make_node("Slice", ["mask", "zero", "longest", "last_axis"], ["allowed"]),
+        helper.make_node("Attention", ["q", "keys", "values", "allowed"], ["attended"], scale=1.0),
+    ]
+    skip = [helper.make_node("Identity", ["q"], ["skipped"])]
+    nodes = [
+        helper.make_node("Size", ["q"], ["size"]),
+        helper.make_node("Cast", ["size"], ["has_rows"], to=TensorProto.BOOL),
+        helper.make_node(
+            "If",
+            ["has_rows"],
+            ["y"],
+            then_branch=_branch("attend", attend, "attended"),
+            else_branch=_branch("skip", skip, "skipped"),
+        ),
+    ]
+    return _function(
+        "TRT_Attention", _ATTENTION_INPUTS, nodes, _ATTENTION_ATTRIBUTES, domain=CROSS_DOMAIN
+    )
+
+
+def _branch(name: str, nodes: list[onnx.NodeProto], output: str) -> onnx.GraphProto:
+    # The type of the output follows from the nodes.
+    return helper.make_graph(nodes, name, [], [onnx.ValueInfoProto(name=output)])
+
+
+def _longest() -> list[onnx.NodeProto]:
+    """`longest` [1], one after the last position of `is_seen` [C] that is 1."""
+    return [
+        helper.make_node("Size", ["is_seen"], ["capacity"]),
+        helper.make_node("Constant", [], ["one"], value_int=1),
+        helper.make_node("Add", ["capacity", "one"], ["end"]),
+        helper.make_node("Range", ["one", "end", "one"], ["number"]),
+        helper.make_node("Mul", ["is_seen", "number"], ["seen_number"]),
+        helper.make_node("ReduceMax", ["seen_number"], ["longest"], keepdims=1),
+    ]
 
 
 def _cut(length: str) -> list[onnx.NodeProto]:
@@ -89,10 +136,14 @@ def cache_update_function() -> ir.Function:
 
 
 def _function(
-    name: str, inputs: list[str], nodes: list[onnx.NodeProto], attributes: list[str]
+    name: str,
+    inputs: list[str],
+    nodes: list[onnx.NodeProto],
+    attributes: list[str],
+    domain: str = DOMAIN,
 ) -> ir.Function:
     opsets = [helper.make_opsetid("", OPSET)]
-    proto = helper.make_function(DOMAIN, name, inputs, ["y"], nodes, opsets, attributes=attributes)
+    proto = helper.make_function(domain, name, inputs, ["y"], nodes, opsets, attributes=attributes)
     return ir.serde.deserialize_function(proto)
 
 
@@ -111,9 +162,11 @@ def attention(op: Any, q: ir.Value, k: ir.Value, v: ir.Value, kv_lengths: ir.Val
     )
 
 
-def masked_attention(op: Any, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value) -> ir.Value:
+def masked_attention(
+    op: Any, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, domain: str = DOMAIN
+) -> ir.Value:
     """Attention of the scaled q [B, N, S, D] over the keys that a bool mask [B, 1, S, C] allows."""
-    return op.builder.opset(DOMAIN, 1).TRT_Attention(
+    return op.builder.opset(domain, 1).TRT_Attention(
         q,
         k,
         v,

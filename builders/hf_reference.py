@@ -93,8 +93,12 @@ class _Reference:
         prepared = self._preprocessor.prepare({"messages": messages}, images)
         prompt = prepared.prompt
         features = [image.features for image in prepared.images]
-        arrays = self._graphs.reference_inputs(features) if features else {}
-        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        inputs: dict[str, torch.Tensor] = {}
+        prompt_inputs: dict[str, torch.Tensor] = {}
+        if features:
+            inputs = _to_torch(self._graphs.reference_inputs(features))
+            more = self._graphs.reference_prompt_inputs(prompt.token_ids, features)
+            prompt_inputs = _to_torch(more)
         input_ids = torch.from_numpy(prompt.token_ids)[None]
         is_image = torch.from_numpy(prompt.image_index >= 0)[None].int()
         # Families that tell image tokens from others call it one or the other.
@@ -107,6 +111,7 @@ class _Reference:
                 attention_mask=torch.ones_like(input_ids),
                 **{name: is_image for name in token_types if name in takes},
                 **inputs,
+                **prompt_inputs,
                 # Plain greedy decoding to a fixed length, whatever the checkpoint's own settings are.
                 generation_config=greedy(
                     do_sample=False,
@@ -117,7 +122,7 @@ class _Reference:
                     output_logits=True,
                 ),
             )
-            embeds = image_embeds(self._model, inputs) if images else None
+            embeds = image_embeds(self._graphs, self._model, inputs) if images else None
         return ReferenceCase(
             name=name,
             messages=messages,
@@ -129,11 +134,15 @@ class _Reference:
         )
 
 
-def image_embeds(model: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """What the Hugging Face tower makes of images, as the decoder graph takes it."""
-    features = model.get_image_features(**inputs)
-    # What the first decoder layers add (DeepStack) stands beside what takes the token's place.
-    parts = [features.pooler_output, *getattr(features, "deepstack_features", ())]
+def _to_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def image_embeds(
+    graphs: FamilyGraphs, model: Any, inputs: Mapping[str, torch.Tensor]
+) -> np.ndarray:
+    """What the Hugging Face tower makes of images, as the encoder graph gives it."""
+    parts = graphs.reference_embeds(model, inputs)
     return torch.cat([torch.cat(list(part)) for part in parts], dim=1).numpy()
 
 

@@ -27,8 +27,8 @@ from builders.families.base import BuildLimits
 from builders.graph import write_graph
 from builders.modules import fill_weights
 from builders.options import BuildOptions
-from builders.precision import CPU_WEIGHT_BITS
-from builders.profiles import Profile, decoder_profiles
+from builders.precision import CPU_WEIGHT_BITS, Precision
+from builders.profiles import Profile, cross_profile, decoder_profiles
 from builders.repository import write_repository
 from builders.source import Source, open_source
 from builders.trt_engine import trt_version
@@ -157,22 +157,29 @@ def _build_into(
     graphs = family_graphs(source.config["model_type"])(source.config)
     precision = options.number_formats
     limits = BuildLimits(
-        max_model_len=max_model_len, max_shared_patches=runtime.max_encoder_patches
+        max_model_len=max_model_len,
+        max_images=options.max_images,
+        max_shared_patches=runtime.max_encoder_patches,
     )
     writer = _GraphWriter(staging, source, graphs.checkpoint_names, options, report, existing)
     vision = None
     if graphs.sees_images:
         vision = writer.write(
             name + names.ENCODER_SUFFIX,
-            lambda: graphs.vision_encoder(precision),
-            options.number_formats.unquantized,
+            graphs.vision_encoder(precision),
+            precision.unquantized,
             graphs.vision_profiles(limits),
         )
+    decoder_folder = name + names.DECODER_SUFFIX
+    cross = graphs.cross_attention(precision, limits)
+    filling = None
+    if cross is not None:
+        filling = writer.write(decoder_folder, cross, precision, [cross_profile(cross[1])])
     chunk = min(runtime.max_num_batched_tokens, max_model_len)
     decoder = writer.write(
-        name + names.DECODER_SUFFIX,
-        lambda: graphs.decoder(precision, limits),
-        (options.precision, max_model_len),
+        decoder_folder,
+        graphs.decoder(precision, limits),
+        precision,
         decoder_profiles(options.max_seqs, chunk, max_model_len),
     )
     report.stage("Writing tokenizer, processor and Triton models")
@@ -196,6 +203,7 @@ def _build_into(
         ),
         vision_encoder=vision,
         decoder=decoder,
+        cross_attention=filling,
         source={"model": options.model, **writer.keys},
         versions=_versions(),
     )
@@ -227,29 +235,30 @@ class _GraphWriter:
     def write(
         self,
         model: str,
-        build: Callable[[], tuple[ir.Model, GraphSpec]],
-        variant: object,
+        built: tuple[ir.Model, GraphSpec],
+        precision: Precision,
         profiles: Sequence[Profile],
     ) -> GraphFile:
         """Write one graph.
 
         Args:
             model: Triton model whose folder it goes to.
-            build: makes the graph and its contract.
-            variant: what it depends on besides the checkpoint and the builder.
+            built: the graph without numbers, and its contract.
+            precision: of its weights.
             profiles: sizes of its axes, for TensorRT.
         """
-        graph, spec = build()
+        graph, spec = built
+        variant: tuple[object, ...] = precision, spec
         if not self._is_for_cpu:
             engine = self._options.engine
-            variant = variant, engine, self._options.gpus, profiles, trt_version(engine)
+            variant = *variant, engine, self._options.gpus, profiles, trt_version(engine)
         key = _digest(
             self._source.checkpoint.fingerprint(), *_versions().values(), _code_digest(), variant
         )
         self.keys[spec.name] = key
         self._report.stage(f"Writing the graph {spec.name}")
         folder = self._staging / model / VERSION_DIR
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         unchanged = self._take_over(spec.name, key, folder)
         if unchanged is not None:
             return unchanged
@@ -263,12 +272,12 @@ class _GraphWriter:
             )
             for file in folder.glob(f"{path.name}*"):
                 file.unlink()
-        files = sorted(folder.iterdir())
         for target, cost in costs.items():
             self._report.note(
                 f"{spec.name} for {target}: {cost['engine_bytes'] / 1e6:.1f} MB in {cost['seconds']} s, "
                 f"{cost['peak_bytes'] / 1e9:.1f} GB of memory"
             )
+        files = sorted(folder.glob(f"{spec.name}.*"))
         return GraphFile(
             paths={target: self._name(path) for target, path in paths.items()},
             spec=spec,
@@ -286,7 +295,7 @@ class _GraphWriter:
     def _take_over(self, name: str, key: str, folder: Path) -> GraphFile | None:
         if self._existing is None or self._existing.manifest.source.get(name) != key:
             return None
-        graph: GraphFile = getattr(self._existing.manifest, name)
+        graph = next(g for g in self._existing.manifest.graphs if g.spec.name == name)
         for file in graph.files:
             source = self._existing.folder.parent / file
             os.link(source, folder / source.name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from python_backend.spec import GraphSpec
+
 Profile = Mapping[str, tuple[int, int, int]]
 """Sizes (smallest, most frequent, largest) of every dynamic axis of a graph, by the axis's name."""
 
@@ -16,6 +18,8 @@ def decoder_profiles(
 ) -> tuple[Profile, Profile]:
     """Decode and prefill. TensorRT's fused decode kernel needs S to be exactly 1.
 
+    Rows that cross-attention layers work on are at least one: TensorRT has no kernel for none.
+
     Args:
         max_num_seqs: rows of a decode step, at most.
         max_chunk: tokens of a prefill chunk, at most.
@@ -24,8 +28,16 @@ def decoder_profiles(
     one = (1, 1, 1)
     chunk = (1, max_chunk, max_chunk)
     embeds = (1, min(max_chunk, max_model_len), max_model_len)
-    decode = {"B": (1, max(1, max_num_seqs // 2), max_num_seqs), "S": one, "I": one, "L": one}
-    return decode, {"B": one, "S": chunk, "I": embeds, "L": one}
+    rows = (1, max(1, max_num_seqs // 2), max_num_seqs)
+    decode = {"B": rows, "X": rows, "S": one, "I": one, "L": one}
+    return decode, {"B": one, "X": one, "S": chunk, "I": embeds, "L": one}
+
+
+def cross_profile(spec: GraphSpec) -> Profile:
+    """Of the graph that fills what cross-attention layers read: as many embeddings as a row holds."""
+    capacity = spec.outputs[0].shape[2]
+    assert isinstance(capacity, int)
+    return {"I": (1, capacity, capacity)}
 
 
 def patch_profiles(max_patches: int, max_shared_patches: int) -> tuple[Profile, Profile]:

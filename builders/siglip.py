@@ -16,10 +16,12 @@ from builders.modules import MLP, Dense, LayerNorm, Linear, Op, Weight, constant
 from builders.precision import Precision
 
 
-class _PatchEmbedding(nn.Module):
-    """The Conv2d whose stride is its kernel: one product per patch."""
+class PatchEmbedding(nn.Module):
+    """The Conv2d whose stride is its kernel: one product per patch of square pictures."""
 
-    def __init__(self, config: Mapping[str, Any], precision: Precision) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], precision: Precision, *, bias: bool = True
+    ) -> None:
         super().__init__()
         self._dense = Dense(precision)
         self._channels, self._patch = config.get("num_channels", 3), config["patch_size"]
@@ -34,7 +36,7 @@ class _PatchEmbedding(nn.Module):
                 precision.compute,
                 encode=lambda array: array.reshape(self._shape).T,
             )
-        self.bias = self._dense.weight([hidden])
+        self.bias = self._dense.weight([hidden]) if bias else None
 
     def forward(self, op: Op, pixels: ir.Value) -> ir.Value:
         """[T, C, R, R] to [T, N, H]."""
@@ -45,7 +47,8 @@ class _PatchEmbedding(nn.Module):
         if self._dense.precision.linked:
             matrix = op.Reshape(self._dense.cast(op, self.weight), self._shape)
             matrix = op.Transpose(matrix, perm=[1, 0])
-        return op.Add(op.MatMul(x, matrix), self._dense.cast(op, self.bias))
+        y = op.MatMul(x, matrix)
+        return y if self.bias is None else op.Add(y, self._dense.cast(op, self.bias))
 
 
 class _Table(nn.Module):
@@ -65,7 +68,7 @@ class _Embeddings(nn.Module):
         super().__init__()
         num_patches = (config["image_size"] // config["patch_size"]) ** 2
         self._position_ids = position_ids
-        self.patch_embedding = _PatchEmbedding(config, precision)
+        self.patch_embedding = PatchEmbedding(config, precision)
         self.position_embedding = _Table(precision, num_patches, config["hidden_size"])
 
     def forward(self, op: Op, pixels: ir.Value) -> ir.Value:

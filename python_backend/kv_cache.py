@@ -72,7 +72,8 @@ class KVCache:
 
     def cross_lengths(self, start: int, stop: int) -> np.ndarray:
         """How many positions of images each row has, int64 [X], up to the last row that has any."""
-        return np.trim_zeros(self._cross_lengths[start:stop], "b").copy()
+        lengths: np.ndarray = np.trim_zeros(self._cross_lengths[start:stop], "b")
+        return lengths.copy()  # the next step may change the rows
 
     def set_cross_length(self, row: int, length: int) -> None:
         """Say how many positions of images a new request in `row` has; whoever calls fills them."""

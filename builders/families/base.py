@@ -24,10 +24,12 @@ class BuildLimits:
 
     Attributes:
         max_model_len: cache capacity per row, prompt and output together, in tokens.
+        max_images: images in one prompt, at most: what a row holds for cross-attention.
         max_shared_patches: vision patches of several pictures that share a call of a TensorRT engine.
     """
 
     max_model_len: int
+    max_images: int
     max_shared_patches: int = 1024
 
 
@@ -83,9 +85,30 @@ class FamilyGraphs(ABC):
     def decoder(self, precision: Precision, limits: BuildLimits) -> tuple[ir.Model, GraphSpec]:
         """The graph from tokens and image embeddings to logits, without numbers, and its contract."""
 
+    def cross_attention(
+        self, precision: Precision, limits: BuildLimits
+    ) -> tuple[ir.Model, GraphSpec] | None:
+        """The graph that fills what the decoder's cross-attention layers read; None if there are none."""
+        return None
+
     def reference_inputs(self, images: Sequence[Features]) -> dict[str, np.ndarray]:
         """What the Hugging Face model takes of a prompt's images, at least one, for verification."""
         return {name: np.concatenate([image[name] for image in images]) for name in images[0]}
+
+    def reference_prompt_inputs(
+        self, token_ids: np.ndarray, images: Sequence[Features]
+    ) -> dict[str, np.ndarray]:
+        """What it takes besides, to generate from a prompt [S] with images."""
+        return {}
+
+    def reference_embeds(self, model: Any, inputs: Mapping[str, Any]) -> list[Any]:
+        """What its tower makes of `reference_inputs`, as torch tensors: lists of images' rows, or all rows.
+
+        Parts that stand beside each other in an embedding are elements of their own.
+        """
+        features = model.get_image_features(**inputs)
+        # What the first decoder layers add (DeepStack) stands beside what takes the token's place.
+        return [features.pooler_output, *getattr(features, "deepstack_features", ())]
 
     @abstractmethod
     def checkpoint_names(self, path: str) -> tuple[str, ...]:

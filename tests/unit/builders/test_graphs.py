@@ -57,10 +57,16 @@ def _write(tiny, folder: Path, name: str, precision: Precision):
     """(path, spec) of one graph of the tiny checkpoint."""
     source = open_source(str(tiny.checkpoint))
     graphs = family_graphs(tiny.shape.model_type)(source.config)
-    if name == "decoder":
-        model, spec = graphs.decoder(precision, BuildLimits(max_model_len=64))
-    else:
+    limits = BuildLimits(max_model_len=64, max_images=2)
+    if name == "vision_encoder":
         model, spec = graphs.vision_encoder(precision)
+    elif name == "decoder":
+        model, spec = graphs.decoder(precision, limits)
+    else:
+        built = graphs.cross_attention(precision, limits)
+        if built is None:
+            pytest.skip("no cross-attention")
+        model, spec = built
     fill_weights(model.graph, source.checkpoint, graphs.checkpoint_names)
     path = folder / f"{name}.onnx"
     write_graph(model, path)
@@ -87,17 +93,37 @@ def test_linked_graph_leaves_every_weight_in_the_checkpoint(
     assert inline < 20_000
 
 
-def _decoder_feeds(spec, num_tokens=9):
-    rng = np.random.default_rng(0)
-    hidden = spec.input("image_embeds").shape[1]
-    tokens = rng.integers(0, 300, (1, num_tokens))
+def _image_feeds(spec, num_tokens):
+    """Three embeddings that tokens 3 to 5 are, or that are seen from token 3 on."""
+    if spec.cross_inputs:
+        seen = np.zeros((1, num_tokens, 2), np.int64)
+        seen[:, 3:, 1] = 2
+        return {"cross_range": seen, "cross_lengths": np.array([3])}
     index = np.full((1, num_tokens), -1)
     index[0, 3:6] = [0, 1, 2]
+    shape = (3, spec.input("image_embeds").shape[1])
+    embeds = np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
+    return {"image_index": index, "image_embeds": embeds}
+
+
+def _row(spec):
+    """A cache of one row, with random keys and values of images."""
+    cache = KVCache(spec, 1)
+    cache.set_cross_length(0, 3)
+    view = cache.view(0, 1)
+    rng = np.random.default_rng(2)
+    for name in spec.cross_inputs:
+        view.tensors[name][:] = rng.normal(0, 1, view.tensors[name].shape)
+    return view
+
+
+def _decoder_feeds(spec, num_tokens=9):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 300, (1, num_tokens))
     axes = spec.input("position_ids").shape[:-2]
     return {
         "input_ids": tokens,
-        "image_index": index,
-        "image_embeds": rng.normal(0, 1, (3, hidden)).astype(np.float32),
+        **_image_feeds(spec, num_tokens),
         "position_ids": np.broadcast_to(np.arange(num_tokens), (*axes, 1, num_tokens)).copy(),
         "write_indices": np.array([0]),
         "kv_lengths": np.array([num_tokens], np.int32),
@@ -114,8 +140,7 @@ def test_linked_and_written_decoder_give_the_same_logits(tiny, tmp_path):
         path, spec = _write(tiny, folder, "decoder", precision)
         weights_dir = tiny.checkpoint if linked else None
         with OrtRuntime(spec, path, num_threads=1, weights_dir=weights_dir) as runtime:
-            view = KVCache(spec, 1).view(0, 1)
-            logits.append(runtime.run(_decoder_feeds(spec), view)["logits"].copy())
+            logits.append(runtime.run(_decoder_feeds(spec), _row(spec))["logits"].copy())
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
 
 
@@ -141,17 +166,29 @@ def test_quantized_model_is_near_the_reference_with_the_same_rounded_weights(qua
     assert verification["embeds_error"] < FP32_TOLERANCE
 
 
-def test_every_linear_layer_of_a_quantized_decoder_runs_as_matmul_nbits(quantized, tiny, tmp_path):
+def _optimized_ops(path, folder):
+    """What ONNX Runtime makes of a graph."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    path = quantized.path(quantized.manifest.decoder)
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
-    ops = [node.op_type for node in nodes]
-    assert ops.count("MatMulNBits") == 7 * tiny.shape.num_layers + 1  # q k v o gate up down, head
+    nodes = onnx.load(folder / "optimized.onnx", load_external_data=False).graph.node
+    return [node.op_type for node in nodes]
+
+
+def test_every_linear_layer_of_a_quantized_decoder_runs_as_matmul_nbits(quantized, tiny, tmp_path):
+    manifest, num_cross = quantized.manifest, tiny.shape.num_cross_layers
+    ops = _optimized_ops(quantized.path(manifest.decoder), tmp_path)
+    # q k v o gate up down, head; keys and values of images have a graph of their own
+    assert ops.count("MatMulNBits") == 7 * tiny.shape.num_layers - 2 * num_cross + 1
     assert "MatMul" not in ops
-    assert ops.count("DequantizeLinear") == 1  # the rows taken from the embedding table
+    # The rows taken from the embedding table: once for each operator that reads them, which are two
+    # where no image embeddings are merged into them.
+    assert ops.count("DequantizeLinear") == (2 if num_cross else 1)
+    if manifest.cross_attention is not None:
+        ops = _optimized_ops(quantized.path(manifest.cross_attention), tmp_path)
+        assert ops.count("MatMulNBits") == 2 * num_cross
+        assert "MatMul" not in ops
 
 
 def test_quantized_decoder_is_smaller(quantized, tiny):

@@ -56,8 +56,9 @@ def linked_graph(tied, tmp_path_factory):
             precision = compute
         else:
             precision = Precision(compute=compute, linked=ir.DataType.BFLOAT16)
+        limits = BuildLimits(max_model_len=128, max_images=2)
         if name == "decoder":
-            model, spec = graphs.decoder(precision, BuildLimits(max_model_len=128))
+            model, spec = graphs.decoder(precision, limits)
         else:
             model, spec = graphs.vision_encoder(precision)
         fill_weights(model.graph, source.checkpoint, graphs.checkpoint_names)
