@@ -13,6 +13,7 @@ _FAMILIES = {
     "idefics3": ("builders.families.idefics3", "Idefics3Graphs"),
     "smolvlm": ("builders.families.idefics3", "Idefics3Graphs"),
     "llava_onevision": ("builders.families.llava_onevision", "LlavaOnevisionGraphs"),
+    "mllama": ("builders.families.mllama", "MllamaGraphs"),
     "qwen2_vl": ("builders.families.qwen2_vl", "Qwen2VLGraphs"),
     "qwen3_vl": ("builders.families.qwen3_vl", "Qwen3VLGraphs"),
     "qwen2_5_vl": ("builders.families.qwen2_5_vl", "Qwen2_5VLGraphs"),

@@ -16,6 +16,7 @@ _FAMILIES = {
     "idefics3": ("python_backend.families.idefics3", "Idefics3"),
     "smolvlm": ("python_backend.families.idefics3", "SmolVLM"),
     "llava_onevision": ("python_backend.families.llava_onevision", "LlavaOnevision"),
+    "mllama": ("python_backend.families.mllama", "Mllama"),
     "qwen2_vl": ("python_backend.families.qwen2_vl", "Qwen2VL"),
     "qwen3_vl": ("python_backend.families.qwen3_vl", "Qwen3VL"),
     "qwen2_5_vl": ("python_backend.families.qwen2_5_vl", "Qwen2_5VL"),

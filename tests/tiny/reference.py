@@ -19,6 +19,8 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
     LlavaOnevisionImageProcessorPil,
 )
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.mllama.processing_mllama import MllamaProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
@@ -134,12 +136,22 @@ def _idefics3(
     return {name: inputs[name] for name in names if name in inputs}
 
 
+def _mllama(
+    checkpoint: Path, config: Any, tokenizer: Any, text: str, images: list[Image.Image]
+) -> Inputs:
+    tokenizer.bos_token = "<|endoftext|>"  # which the chat template has written already
+    processor = MllamaProcessor(MllamaImageProcessorPil.from_pretrained(checkpoint), tokenizer)
+    inputs = processor(text=[text], images=[images] if images else None, return_tensors="pt")
+    return {name: inputs[name] for name in inputs if name != "attention_mask"}
+
+
 _MAKERS = {
     "llava_onevision": _llava_onevision,
     "gemma3": _gemma3,
     "gemma3_text": _text_only,
     "idefics3": _idefics3,
     "smolvlm": _idefics3,
+    "mllama": _mllama,
 }
 
 

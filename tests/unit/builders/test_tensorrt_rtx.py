@@ -15,7 +15,7 @@ from builders.modules import fill_weights
 from builders.options import BuildOptions
 from builders.pipeline import build
 from builders.precision import Precision
-from builders.profiles import decoder_profiles
+from builders.profiles import cross_profile, decoder_profiles
 from builders.source import open_source
 from builders.trt_engine import engine_from_onnx
 from python_backend.errors import BundleError
@@ -25,6 +25,7 @@ from tests.tiny.shapes import SHAPES
 pytest.importorskip("tensorrt_rtx_bindings")
 
 VISION_PROFILE = {
+    "P": (1, 1, 4),
     "N": (4, 64, 256),
     "W": (1, 4, 32),
     "G": (1, 1, 4),
@@ -59,6 +60,8 @@ def linked_graph(tied, tmp_path_factory):
         limits = BuildLimits(max_model_len=128, max_images=2)
         if name == "decoder":
             model, spec = graphs.decoder(precision, limits)
+        elif name == "cross_attention":
+            model, spec = graphs.cross_attention(precision, limits)
         else:
             model, spec = graphs.vision_encoder(precision)
         fill_weights(model.graph, source.checkpoint, graphs.checkpoint_names)
@@ -95,6 +98,15 @@ def test_graphs_of_every_family_become_engines(tiny_models, linked_graph, family
     path, spec = linked_graph(name, ir.DataType.BFLOAT16, checkpoint)
     profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK, 128) if name == "decoder" else [VISION_PROFILE]
     engine = engine_from_onnx(path, spec, profiles, gpu="SM89", weights_dir=checkpoint)
+    names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
+    assert [n for n in names if n.encode() not in engine] == []
+
+
+def test_graph_that_fills_the_images_of_a_row_becomes_an_engine(tiny_models, linked_graph):
+    checkpoint = tiny_models("tiny-mllama").checkpoint
+    path, spec = linked_graph("cross_attention", ir.DataType.BFLOAT16, checkpoint)
+    profile = cross_profile(spec)
+    engine = engine_from_onnx(path, spec, [profile], gpu="SM89", weights_dir=checkpoint)
     names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
     assert [n for n in names if n.encode() not in engine] == []
 

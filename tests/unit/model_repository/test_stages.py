@@ -31,6 +31,7 @@ from tests.tiny.pictures import png
 
 TIMEOUT_S = 5.0
 EMPTY: Mapping[str, str] = MappingProxyType({})
+TENSOR = re.compile(r'name: "(\w+)", data_type')
 PARAMETER = re.compile(r'parameters \{ key: "(\w+)", value \{ string_value: "([^"]*)" \} \}')
 GREEDY = {"temperature": 0, "max_tokens": 10, "ignore_eos": True}
 LONG = {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
@@ -57,6 +58,10 @@ class Ensemble:
         self.preprocess = load_stage(repository, name + names.PREPROCESS_SUFFIX)
         self.encoder = load_stage(repository, name + names.ENCODER_SUFFIX)
         self.decoder = load_stage(repository, name + names.DECODER_SUFFIX, decoder_parameters)
+        self._inputs = {
+            suffix: _declared_inputs(repository / (name + suffix))
+            for suffix in (names.ENCODER_SUFFIX, names.DECODER_SUFFIX)
+        }
 
     def prepare(self, conversation) -> pb_utils.InferenceResponse:
         messages, images = split_images(conversation)
@@ -72,7 +77,7 @@ class Ensemble:
         return response
 
     def encode(self, prepared) -> list[pb_utils.InferenceResponse]:
-        inputs = ("pixel_values", "image_grid_thw", names.IMAGE_HASHES)
+        inputs = self._inputs[names.ENCODER_SUFFIX]
         requests = [
             pb_utils.InferenceRequest({name: response.arrays()[name] for name in inputs})
             for response in prepared
@@ -81,8 +86,9 @@ class Ensemble:
 
     def decode(self, prepared, embeds, sampling, request_id="") -> pb_utils.InferenceRequest:
         """The request, already executing."""
-        tokens = (names.PROMPT_TOKEN_IDS, names.IMAGE_INDEX, names.POSITION_IDS)
-        tensors = {name: prepared.arrays()[name] for name in tokens}
+        arrays = prepared.arrays()
+        inputs = self._inputs[names.DECODER_SUFFIX]
+        tensors = {name: arrays[name] for name in inputs if name in arrays}
         tensors[names.IMAGE_EMBEDS] = embeds.arrays()[names.IMAGE_EMBEDS]
         text = sampling if isinstance(sampling, str) else json.dumps(sampling)
         tensors[names.SAMPLING] = np.array([text.encode()], object)
@@ -100,6 +106,11 @@ class Ensemble:
         request = pb_utils.InferenceRequest(tensors, decoupled=True)
         self.decoder.execute([request])
         return request
+
+
+def _declared_inputs(folder: Path) -> list[str]:
+    """Names of the inputs in a model's config.pbtxt."""
+    return TENSOR.findall((folder / "config.pbtxt").read_text().split("output [")[0])
 
 
 def details(request) -> list[dict]:
@@ -145,7 +156,19 @@ def small(tied):
 
 
 def test_stages_answer_what_the_offline_engine_answers(ensemble, tied):
-    with VLM(tied.model.folder) as vlm:
+    _check_answers(ensemble, tied)
+
+
+def test_stages_of_a_decoder_with_cross_attention_answer_so_too(tiny_models):
+    mllama = tiny_models("tiny-mllama")
+    stages = Ensemble(mllama.model.folder.parent, mllama.model.manifest.name)
+    _check_answers(stages, mllama)
+    stages.decoder.finalize()
+    stages.encoder.finalize()
+
+
+def _check_answers(ensemble, tiny):
+    with VLM(tiny.model.folder) as vlm:
         expected = vlm.generate(list(CONVERSATIONS.values()), SamplingParams(**GREEDY))
     prepared = [ensemble.prepare(conversation) for conversation in CONVERSATIONS.values()]
     embeds = ensemble.encode(prepared)  # all of them in one call, as the dynamic batcher does
