@@ -123,9 +123,7 @@ def _preprocess(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> 
         _python_model(manifest.name + names.PREPROCESS_SUFFIX)
         + _ONE_INSTANCE
         + _tensors("input", _REQUEST)
-        + _tensors(
-            "output", (*_tokens(manifest), *map(_with_batch_axis, encoder_tensors), _HASHES)
-        )
+        + _tensors("output", (*_tokens(manifest), *map(_with_batch_axis, encoder_tensors), _HASHES))
         + _parameters({"model": manifest.name})
     )
 

@@ -24,6 +24,7 @@ from python_backend.kv_cache import KVCache
 from python_backend.loading import load_cross_attention, load_runtime
 from python_backend.manifest import ModelFolder
 from python_backend.preprocess import Preprocessor
+from python_backend.vision_encoder import no_image_embeds
 
 RECORDING = "reference.json"
 _RECORDED_TENSORS = "reference.safetensors"

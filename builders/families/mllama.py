@@ -18,9 +18,9 @@ from onnxscript import nn
 from builders.cross_attention import CrossAttentionConfig, build_cross_attention
 from builders.decoder import DecoderConfig, build_decoder, common_config
 from builders.families.base import BuildLimits, FamilyGraphs, nested_names
-from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
 from builders.modules import MLP, Dense, Embedding, LayerNorm, Linear, Op, constant
 from builders.precision import Precision
+from builders.profiles import Profile
 from builders.siglip import PatchEmbedding
 from python_backend.errors import BundleError
 from python_backend.families.base import Features
@@ -39,26 +39,21 @@ class MllamaGraphs(FamilyGraphs):
 
     architectures: ClassVar[tuple[str, ...]] = ("MllamaForConditionalGeneration",)
 
-    def vision_encoder(self, precision: Precision) -> tuple[ir.Model, GraphSpec]:
-        vision, compute = self.config["vision_config"], precision.compute.numpy().name
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
+        vision = self.config["vision_config"]
         tiles, side = vision["max_num_tiles"], vision["image_size"]
-        hidden = self.config["text_config"]["hidden_size"]
-        spec = GraphSpec(
-            name="vision_encoder",
-            inputs=(
-                TensorSpec(
-                    "pixel_values", compute, ("P", tiles, vision["num_channels"], side, side)
-                ),
-                TensorSpec("aspect_ratio_ids", "int64", ("P",)),
-            ),
-            outputs=(TensorSpec("image_embeds", compute, ("M", hidden)),),
-            aliases={},
+        return (
+            TensorSpec("pixel_values", "float32", ("P", tiles, vision["num_channels"], side, side)),
+            TensorSpec("aspect_ratio_ids", "int64", ("P",)),
         )
-        builder = new_graph(spec)
-        tower = _Visual(self.config, precision.unquantized)
-        embeds = tower(builder.op, declare_inputs(builder, spec))
-        declare_outputs(builder, spec, [embeds])
-        return to_model(builder), spec
+
+    def vision_profiles(self, limits: BuildLimits) -> tuple[Profile, ...]:
+        vision = self.config["vision_config"]
+        num_patches = (vision["image_size"] // vision["patch_size"]) ** 2
+        return ({"P": (1, 1, max(1, limits.max_shared_patches // num_patches))},)
+
+    def tower(self, precision: Precision) -> nn.Module:
+        return _Visual(self.config, precision)
 
     def decoder(self, precision: Precision, limits: BuildLimits) -> tuple[ir.Model, GraphSpec]:
         return build_decoder(self._decoder_config(limits), precision)

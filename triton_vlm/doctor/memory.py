@@ -39,7 +39,9 @@ def cache_size(spec: GraphSpec, max_model_len: int) -> CacheSize:
     It reads the arrays' own shapes, so layers with a sliding window count as the graphs keep them:
     with the whole context.
     """
-    token_bytes = row_bytes = num_growing = 0
+    token_bytes = num_growing = 0
+    # Cross-attention's arrays hold a row's images, however long its context is.
+    row_bytes = sum(spec.input(name).num_fixed_bytes for name in spec.cross_inputs)
     heads = head_dim = item_bytes = 0
     for name in spec.aliases.values():
         tensor = spec.input(name)

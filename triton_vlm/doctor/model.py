@@ -27,6 +27,7 @@ GPU_CONTEXT_BYTES = 2**30
 SCORES_ITEM_BYTES = 4
 DEFAULT_MAX_SEQS = 16
 DEFAULT_MAX_MODEL_LEN = 4096
+DEFAULT_MAX_IMAGES = 16
 """What the builder takes when nobody says."""
 
 
@@ -190,9 +191,14 @@ def _graphs(model: Model, precision: Precision, max_model_len: int) -> tuple[Any
     from builders.families.base import BuildLimits
 
     graphs = family_graphs(str(model.config["model_type"]))(model.config)
-    decoder, spec = graphs.decoder(precision, BuildLimits(max_model_len=max_model_len))
-    models = [decoder, *([graphs.vision_encoder(precision)[0]] if graphs.sees_images else [])]
-    return spec, sum(_weights_bytes(graph.graph.initializers.values()) for graph in models)
+    max_images = DEFAULT_MAX_IMAGES if model.manifest is None else model.manifest.max_images
+    limits = BuildLimits(max_model_len=max_model_len, max_images=max_images)
+    decoder = graphs.decoder(precision, limits)
+    built = [decoder, graphs.cross_attention(precision, limits)]
+    if graphs.sees_images:
+        built.append(graphs.vision_encoder(precision))
+    models = [pair[0] for pair in built if pair is not None]
+    return decoder[1], sum(_weights_bytes(model.graph.initializers.values()) for model in models)
 
 
 def _weights_bytes(values: Iterable[ir.Value]) -> int:
