@@ -21,7 +21,7 @@ from python_backend.spec import GraphSpec
 @pytest.fixture
 def folder(tied, tmp_path):
     """A copy of a built model, to damage."""
-    shutil.copytree(tied.repository, tmp_path / "repository", copy_function=_link)
+    shutil.copytree(tied.model.folder.parent, tmp_path / "repository", copy_function=_link)
     return tmp_path / "repository" / tied.model.manifest.name
 
 
