@@ -101,14 +101,15 @@ def _branch(name: str, nodes: list[onnx.NodeProto], output: str) -> onnx.GraphPr
 
 
 def _longest() -> list[onnx.NodeProto]:
-    """`longest` [1], one after the last position of `is_seen` [C] that is 1."""
+    """`longest` [1], one after the last position of `is_seen` [C] that is 1; 1 if none is."""
     return [
         helper.make_node("Size", ["is_seen"], ["capacity"]),
         helper.make_node("Constant", [], ["one"], value_int=1),
         helper.make_node("Add", ["capacity", "one"], ["end"]),
         helper.make_node("Range", ["one", "end", "one"], ["number"]),
         helper.make_node("Mul", ["is_seen", "number"], ["seen_number"]),
-        helper.make_node("ReduceMax", ["seen_number"], ["longest"], keepdims=1),
+        helper.make_node("ReduceMax", ["seen_number"], ["last"], keepdims=1),
+        helper.make_node("Max", ["last", "one"], ["longest"]),
     ]
 
 

@@ -150,7 +150,7 @@ class _CaseRunner:
         graph = model.manifest.vision_encoder
         self._encoder = None if graph is None else load_runtime(model, graph, config)
         self._decoder = load_runtime(model, model.manifest.decoder, config)
-        self._cache = KVCache(self._decoder.spec, 1, self._decoder.zeros)
+        self._cache = KVCache(self._decoder.spec, 1, self._decoder.zeros, self._decoder.min_rows)
         self._images = image_inputs(
             self._decoder.spec, self._cache, load_cross_attention(model, config)
         )

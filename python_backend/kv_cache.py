@@ -41,6 +41,7 @@ class KVCache:
         spec: the decoder graph's.
         num_rows: R.
         zeros: makes an array of a shape and dtype, NumPy's or another library's with its interface.
+        min_cross_rows: rows of images that a step binds even if none of them has any.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class KVCache:
         spec: GraphSpec,
         num_rows: int,
         zeros: Callable[[tuple[int, ...], str], Any] = np.zeros,
+        min_cross_rows: int = 0,
     ) -> None:
+        self._min_cross_rows = min_cross_rows
         self._arrays = _arrays(spec, spec.aliases.values(), num_rows, zeros)
         self._cross_arrays = _arrays(spec, spec.cross_inputs, num_rows, zeros)
         self._cross_lengths = np.zeros(num_rows, np.int64)
@@ -72,8 +75,9 @@ class KVCache:
 
     def cross_lengths(self, start: int, stop: int) -> np.ndarray:
         """How many positions of images each row has, int64 [X], up to the last row that has any."""
-        lengths: np.ndarray = np.trim_zeros(self._cross_lengths[start:stop], "b")
-        return lengths.copy()  # the next step may change the rows
+        lengths = self._cross_lengths[start:stop]
+        num_rows = max(self._min_cross_rows, len(np.trim_zeros(lengths, "b")))
+        return lengths[:num_rows].copy()  # the next step may change the rows
 
     def set_cross_length(self, row: int, length: int) -> None:
         """Say how many positions of images a new request in `row` has; whoever calls fills them."""

@@ -45,7 +45,7 @@ class ModelRunner:
     ) -> None:
         self._runtime, self._cross_attention = runtime, cross_attention
         spec = runtime.spec
-        self._cache = KVCache(spec, num_rows, runtime.zeros)
+        self._cache = KVCache(spec, num_rows, runtime.zeros, runtime.min_rows)
         self._images = image_inputs(spec, self._cache, cross_attention)
         self.vocab_size = int(spec.output("logits").shape[2])
         self._num_token_ids = spec.num_token_ids or self.vocab_size

@@ -42,6 +42,11 @@ class EngineRuntime(ABC):
         self.spec.check(feeds)
         return self._run(feeds, cache)
 
+    @property
+    def min_rows(self) -> int:
+        """The fewest rows of an axis that needs none: an engine may have no kernel for an empty tensor."""
+        return 0
+
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         """An array of zeros where the graph computes, for its cache."""
         return np.zeros(shape, dtype)

@@ -106,6 +106,11 @@ class TensorRtRuntime(EngineRuntime):
             raise EngineError(f"graph {self.spec.name} does not fit the GPU: {self._last_error()}")
         return context
 
+    @property
+    def min_rows(self) -> int:
+        """One: TensorRT computes nothing on empty tensors."""
+        return 1
+
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         """An array of zeros on the device."""
         return self._cupy.zeros(shape, _STORED_AS.get(dtype, dtype))
@@ -120,11 +125,13 @@ class TensorRtRuntime(EngineRuntime):
             on_device = self._on_device(name, array.shape, array.dtype)
             on_device.set(array, stream=self._stream)
             self._bind_input(context, name, on_device)
+        cached = {} if cache is None else cache.tensors
+        for name in self.spec.cross_inputs:
+            self._bind_input(context, name, cached[name])
         for output, name in self.spec.aliases.items():
-            assert cache is not None
-            self._bind_input(context, name, cache.tensors[name])
+            self._bind_input(context, name, cached[name])
             # The same memory in and out: the update happens in place.
-            context.set_tensor_address(output, cache.tensors[name].data.ptr)
+            context.set_tensor_address(output, cached[name].data.ptr)
         outputs = {}
         for spec in self.spec.computed_outputs:
             shape = tuple(context.get_tensor_shape(spec.name))

@@ -20,8 +20,6 @@ import onnxruntime
 
 from python_backend.spec import GraphSpec
 
-MERGED_PATCHES = 4
-
 
 class DeviceArray(np.ndarray):
     """Has CuPy's way in, way out and address."""
@@ -151,21 +149,24 @@ class _Context:
             for tensor in self.engine.spec.inputs
             for dim, size in zip(tensor.shape, self.shapes[tensor.name], strict=True)
         }
-        sizes["M"] = sizes.get("N", 0) // MERGED_PATCHES
-        return tuple(
-            dim if isinstance(dim, int) else sizes[dim] for dim in self.engine.tensors[name].shape
-        )
+        dims = self.engine.tensors[name].shape
+        if set(dims) <= {*sizes, *(dim for dim in dims if isinstance(dim, int))}:
+            return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in dims)
+        # An axis that only the graph knows how to compute.
+        return tuple(self.engine.session.run([name], self._feeds())[0].shape)
 
     def execute_async_v3(self, stream: int) -> bool:
         engine, spec = self.engine, self.engine.spec
         for output, name in spec.aliases.items():
             assert self.addresses[output] == self.addresses[name]
-        feeds = {t.name: self._memory(t.name, self.shapes[t.name]) for t in spec.inputs}
         names = [tensor.name for tensor in spec.outputs]
-        for name, value in zip(names, engine.session.run(names, feeds), strict=True):
+        for name, value in zip(names, engine.session.run(names, self._feeds()), strict=True):
             self._memory(name, self.get_tensor_shape(name))[...] = value
         engine.trt.calls[spec.name, self.profile] += 1
         return True
+
+    def _feeds(self) -> dict[str, np.ndarray]:
+        return {t.name: self._memory(t.name, self.shapes[t.name]) for t in self.engine.spec.inputs}
 
     def _memory(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         dtype = np.dtype(self.engine.tensors[name].dtype)

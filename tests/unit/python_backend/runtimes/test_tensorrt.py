@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from builders.profiles import decoder_profiles, patch_profiles
+from builders.profiles import cross_profile, decoder_profiles, patch_profiles
 from python_backend.config import EngineConfig
 from python_backend.errors import BundleError, EngineError
 from python_backend.loading import load_engine, load_runtime
@@ -22,11 +22,12 @@ from python_backend.sampling_params import SamplingParams
 from python_backend.vlm import VLM
 from tests.conftest import MAX_MODEL_LEN
 from tests.fakes.fake_tensorrt import FakeTensorRt, engine_file, fake_cupy
-from tests.tiny.conversations import CONVERSATIONS
+from tests.tiny.conversations import conversations_of
+from tests.tiny.shapes import TIED
 
-PROFILES = {
-    "decoder": decoder_profiles(4, 64, MAX_MODEL_LEN),
-    "vision_encoder": patch_profiles(4 * MAX_MODEL_LEN, 1024),
+VISION = {
+    TIED.name: patch_profiles(4 * MAX_MODEL_LEN, 1024),
+    "tiny-mllama": [{"P": (1, 1, 16)}],
 }
 CONFIG = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
@@ -47,14 +48,29 @@ def trt(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def model(tied, tmp_path, trt):
-    """The tiny model as if it had been built for a GPU."""
-    repository = tmp_path / "repository"
-    shutil.copytree(tied.model.folder.parent, repository)
-    folder = ModelFolder.open(repository / tied.model.folder.name)
+def model(for_gpu):
+    """The usual tiny model as if it had been built for a GPU."""
+    return for_gpu(TIED.name)
+
+
+@pytest.fixture
+def for_gpu(tiny_models, tmp_path, trt):
+    """From the name of a tiny model to the same as if it had been built for a GPU."""
+    return lambda name: _for_gpu(tiny_models(name).model, tmp_path / "repository")
+
+
+def _for_gpu(built, repository):
+    shutil.copytree(built.folder.parent, repository)
+    folder = ModelFolder.open(repository / built.folder.name)
     graphs = {}
-    for name, profiles in PROFILES.items():
-        graph = getattr(folder.manifest, name)
+    for graph in folder.manifest.graphs:
+        name = graph.spec.name
+        if name == "decoder":
+            profiles = decoder_profiles(4, 64, MAX_MODEL_LEN)
+        elif name == "cross_attention":
+            profiles = [cross_profile(graph.spec)]
+        else:
+            profiles = VISION[built.folder.name]
         path = folder.path(graph).with_suffix(".sm89.engine")
         engine_file(path, folder.path(graph), graph.spec, profiles)
         paths = {"sm89": str(path.relative_to(repository))}
@@ -64,13 +80,15 @@ def model(tied, tmp_path, trt):
     return ModelFolder.open(folder.folder)
 
 
-def _generate(folder):
-    with VLM(folder, CONFIG) as vlm:
-        return [list(g.token_ids) for g in vlm.generate(list(CONVERSATIONS.values()), GREEDY)]
-
-
-def test_answers_equal_those_of_onnx_runtime(tied, model, trt):
-    assert _generate(model.folder) == _generate(tied.model.folder)
+@pytest.mark.parametrize("name", VISION)
+def test_answers_equal_those_of_onnx_runtime(tiny_models, for_gpu, trt, name):
+    tiny = tiny_models(name)
+    conversations = list(conversations_of(tiny.shape).values())
+    answers = []
+    for folder in (tiny.model.folder, for_gpu(name).folder):
+        with VLM(folder, CONFIG) as vlm:
+            answers.append([list(g.token_ids) for g in vlm.generate(conversations, GREEDY)])
+    assert answers[0] == answers[1]
     assert trt.calls["decoder", 0] > 0  # decode steps
     assert trt.calls["decoder", 1] > 0  # chunks of prompts
     assert trt.calls["vision_encoder", 0] > 0
