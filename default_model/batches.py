@@ -140,20 +140,11 @@ class BatchMaker:
         self.seed = seed
         self.max_tokens = max_tokens
         self.number_share = number_share
-        self._shape_weights = questions.SHAPE_WEIGHTS
         self.encode = functools.lru_cache(maxsize=20000)(
             lambda text: tuple(tokenizer.encode(text, add_special_tokens=False).ids)
         )
 
-    def make(
-        self,
-        name: str,
-        num_rows: int,
-        num_pictures: int,
-        *,
-        is_easy: bool = False,
-        counts: bool = False,
-    ) -> Batch:
+    def make(self, name: str, num_rows: int, num_pictures: int, *, is_easy: bool = False) -> Batch:
         """Make a batch, with pictures of two sizes.
 
         Args:
@@ -161,9 +152,7 @@ class BatchMaker:
             num_rows: sequences of questions.
             num_pictures: pictures besides those that there are questions about.
             is_easy: only one picture to a row, to start with.
-            counts: ask more about how many there are, and whether any.
         """
-        self._shape_weights = questions.COUNT_WEIGHTS if counts else questions.SHAPE_WEIGHTS
         rng = random.Random(f"{self.seed}-{name}")
         batch = Batch()
         chosen = rng.choices([size for size, _ in SIZES], [weight for _, weight in SIZES], k=2)
@@ -177,7 +166,7 @@ class BatchMaker:
             batch.rows.append(row)
         for _ in range(num_pictures):
             # Digits take longest to learn.
-            self._picture(rng, batch, chosen[0], number_share=0.2 if counts else 0.6)
+            self._picture(rng, batch, chosen[0], number_share=0.6)
         return batch
 
     # Parts of a conversation
@@ -197,13 +186,6 @@ class BatchMaker:
         row.add([*self.encode(question.answer), IM_END], question.kind)
         if not is_last:
             row.add(self.encode("\n"))
-
-    def _ask(
-        self, rng: random.Random, scene: Scene, kind: str | None = None, image: str | None = None
-    ) -> Question:
-        question = questions.ask(rng, scene, kind, image, self._shape_weights)
-        assert question is not None
-        return question
 
     def _text(self, rng: random.Random, question: Question) -> tuple[int, ...]:
         return self.encode(questions.vary(rng, question.text))
@@ -237,7 +219,7 @@ class BatchMaker:
         row.add_image(picture, *size)
         row.fork()
         while len(row.token_ids) < self.max_tokens:
-            question = self._ask(rng, scene)
+            question = questions.ask(rng, scene)
             row.start_branch()
             newline = self.encode("\n") if rng.random() < 0.1 else ()
             row.add([*newline, *self._text(rng, question)])
@@ -246,7 +228,7 @@ class BatchMaker:
     def _fill_text_first(self, rng, batch, row, size, sizes) -> None:
         """Question first, then the image; the branches are follow-up questions."""
         picture, scene = self._picture(rng, batch, size)
-        question = self._ask(rng, scene)
+        question = questions.ask(rng, scene)
         self._open_user(row)
         row.add(self._text(rng, question))
         row.add_image(picture, *size)
@@ -257,7 +239,7 @@ class BatchMaker:
         """Two or three turns about one image, then branches."""
         picture, scene = self._picture(rng, batch, size)
         for i in range(rng.choice((2, 3))):
-            question = self._ask(rng, scene)
+            question = questions.ask(rng, scene)
             self._open_user(row)
             if i == 0:
                 row.add_image(picture, *size)
@@ -269,7 +251,7 @@ class BatchMaker:
         """A second image in a later turn; plain questions are about the latest one."""
         for i in range(2):
             picture, scene = self._picture(rng, batch, sizes[i])
-            question = self._ask(rng, scene)
+            question = questions.ask(rng, scene)
             self._open_user(row)
             row.add_image(picture, *sizes[i])
             row.add(self._text(rng, question))
@@ -347,13 +329,13 @@ class BatchMaker:
         row.fork()
         while len(row.token_ids) < 1.7 * self.max_tokens:
             if len(scenes) == 1:
-                question = self._ask(rng, scenes[0], "is_number")
+                question = questions.ask(rng, scenes[0], "is_number")
             elif rng.random() < 0.6:
                 question = questions.ask_about_several(rng, scenes, "same_number")
             else:
                 i = rng.randrange(2)
                 name = f"the {questions.ORDINALS[i]} image"
-                question = self._ask(rng, scenes[i], "is_number", name)
+                question = questions.ask(rng, scenes[i], "is_number", name)
             row.start_branch()
             row.add(self._text(rng, question))
             self._answer(row, question, is_last=True)
@@ -374,7 +356,7 @@ class BatchMaker:
                 if _may_show(number):
                     second = random_scene(rng, *size, number=number)
             if kind == "is_number":
-                question = self._ask(rng, first, kind)
+                question = questions.ask(rng, first, kind)
             else:
                 question = questions.ask_about_several(rng, (first, second), kind)
             said, verdict = question.answer.split(", so ")
@@ -393,7 +375,7 @@ class BatchMaker:
             if len(scenes) > 1:
                 question = questions.ask_about_several(rng, scenes)
             else:
-                question = self._ask(rng, scenes[0])
+                question = questions.ask(rng, scenes[0])
             self._open_user(row)
             row.add(self._text(rng, question))
             self._answer(row, question, is_last=True)

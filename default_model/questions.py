@@ -8,7 +8,7 @@ names the picture `{image}`: "the image" when there is one, "the second image" a
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pictures import COLOURS, MAX_DIGITS, MAX_SHAPES, PLACES, SHAPES, Scene, Shape
@@ -377,7 +377,6 @@ SHAPE_WEIGHTS = {
     "describe": 2.5, "colour": 2, "background": 0.3, "which_shape": 1.5, "at_place": 3, "count": 1,
     "count_some": 3, "where": 4, "exists": 3, "is_colour": 3, "number": 0.2,
 }  # fmt: skip
-COUNT_WEIGHTS = {**SHAPE_WEIGHTS, "count_some": 10, "exists": 5}
 NUMBER_WEIGHTS = {
     "describe": 1.5, "colour": 0.6, "background": 0.3, "count": 0.2, "exists": 0.4, "is_colour": 1.5,
     "number": 2, "num_digits": 0.5, "is_number": 4,
@@ -388,11 +387,7 @@ PAIR_NUMBER_WEIGHTS = {"describe_both": 1.0, "same_number": 3.0, "one_of_two": 1
 
 
 def ask(
-    rng: random.Random,
-    scene: Scene,
-    kind: str | None = None,
-    image: str | None = None,
-    shape_weights: Mapping[str, float] = SHAPE_WEIGHTS,
+    rng: random.Random, scene: Scene, kind: str | None = None, image: str | None = None
 ) -> Question | None:
     """Ask something about one picture.
 
@@ -401,13 +396,12 @@ def ask(
         scene: the picture.
         kind: a key of `KINDS`; a random one that suits the scene if None.
         image: what to call the picture, such as "the second image"; if None it is the only one.
-        shape_weights: how often each kind is asked about shapes.
 
     Returns:
         None if `kind` is given and the scene does not allow it.
     """
     while True:
-        weights = NUMBER_WEIGHTS if scene.number is not None else shape_weights
+        weights = NUMBER_WEIGHTS if scene.number is not None else SHAPE_WEIGHTS
         chosen = kind or rng.choices(list(weights), list(weights.values()))[0]
         try:
             templates, words, answer = KINDS[chosen](rng, scene, image or "the image")

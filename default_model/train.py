@@ -1,8 +1,8 @@
 """Train the default model from nothing, on a CPU: `python default_model/train.py --out FOLDER`.
 
-The run has four stages. The vision tower learns to say what is where; the language model, on the tower
-as it is, learns to answer; then both learn together, in the end mostly to count. A run that was stopped
-(SIGTERM) goes on from FOLDER-training.pt when started again.
+The run has three stages. The vision tower learns to say what is where; the language model, on the tower
+as it is, learns to answer; then both learn together. A run that was stopped (SIGTERM) goes on from
+FOLDER-training.pt when started again.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ class Stage:
         trains_tower: whether the vision tower learns.
         easy_share: up to which part of the stage every prompt has one picture.
         starts_grounded: whether the language model is prepared for it by `ground`.
-        perception_weight: of what the tower's head says, beside the answers.
-        counts: whether more is asked about how many there are, and whether any.
     """
 
     name: str
@@ -54,19 +52,17 @@ class Stage:
     trains_tower: bool = False
     easy_share: float = 0.0
     starts_grounded: bool = False
-    perception_weight: float = 0.3
-    counts: bool = False
 
 
 STAGES = (
     Stage("see", 2400, 3e-3, num_pictures=64, trains_tower=True),
     Stage("answer", 4500, 2e-3, num_rows=16, easy_share=0.15, starts_grounded=True),
     Stage("both", 2400, 1e-3, num_rows=16, num_pictures=16, trains_tower=True),
-    Stage("count", 600, 8e-4, 16, 16, trains_tower=True, perception_weight=1.0, counts=True),
 )
 WARM_UP_STEPS = 60
 MAX_TOKENS = 120  # rough length of a sequence
 NUMBER_SHARE = 0.45  # of the pictures
+PERCEPTION_WEIGHT = 0.3
 LOG_EVERY, SAVE_EVERY_S = 50, 180
 # What makes an answer right or wrong counts more than the sentence around it.
 CONTENT_WEIGHT = 3.0
@@ -227,7 +223,6 @@ class Trainer:
             stage.num_rows,
             stage.num_pictures,
             is_easy=self.step < stage.easy_share * num_steps,
-            counts=stage.counts,
         )
         loss = self._loss(stage, batch)
         self.model.zero_grad()
@@ -257,7 +252,7 @@ class Trainer:
             ]
             perception_loss, seen_right = self.head(torch.cat(embeds), torch.tensor(labels))
             self.window.perception.append((perception_loss.item(), *seen_right))
-            loss = loss + stage.perception_weight * perception_loss
+            loss = loss + PERCEPTION_WEIGHT * perception_loss
         if batch.rows:
             losses, token_ids, is_right, owners = answer_losses(self.model, batch, embeds)
             weights = self.token_weights[token_ids]
