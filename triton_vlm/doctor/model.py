@@ -224,5 +224,6 @@ def _activations(model: Model, *, score_heads: int) -> Activations:
 
 
 def _num_heads(config: Mapping[str, Any]) -> int:
-    """Attention heads of a part of the model: Hugging Face has two names for the number."""
-    return int(config.get("num_attention_heads") or config["num_heads"])
+    """Attention heads of a part of the model: Hugging Face has three names for the number."""
+    names = ("num_attention_heads", "num_heads", "attention_heads")
+    return next(int(config[name]) for name in names if config.get(name))

@@ -25,7 +25,7 @@ from triton_vlm.doctor.memory import (
     lengths_up_to,
     table,
 )
-from triton_vlm.doctor.model import gpu_footprint, host_footprint, read_model
+from triton_vlm.doctor.model import DEFAULT_MAX_IMAGES, gpu_footprint, host_footprint, read_model
 
 ROOT = Path(__file__).parents[4]
 CHECKPOINT = ROOT / "default_model" / "shapes-vl"
@@ -58,7 +58,7 @@ def test_the_default_models_cache_is_what_kv_cache_allocates() -> None:
     host = host_footprint(model, GIB)
     graphs = family_graphs(str(model.config["model_type"]))(model.config)
     for rows, capacity in ((1, 2048), (16, 2048), (3, 100)):
-        limits = BuildLimits(max_model_len=capacity)
+        limits = BuildLimits(max_model_len=capacity, max_images=DEFAULT_MAX_IMAGES)
         _, spec = graphs.decoder(Precision.for_cpu("fp32"), limits)
         assert KVCache(spec, rows).num_bytes == host.cache_bytes(rows, capacity)
     assert host.cache.formula == "4 layers x 2 x 2 KV heads x 64 x 4 B"
@@ -86,7 +86,7 @@ def test_every_familys_cache_is_counted_as_it_is_allocated(name, tiny_models) ->
     model = read_model(str(tiny_models(name).checkpoint), ROOT)
     rows, capacity = model.limits
     graphs = family_graphs(str(model.config["model_type"]))(model.config)
-    limits = BuildLimits(max_model_len=capacity)
+    limits = BuildLimits(max_model_len=capacity, max_images=DEFAULT_MAX_IMAGES)
     _, spec = graphs.decoder(Precision.for_cpu("fp32"), limits)
     host = host_footprint(model, GIB)
     assert host.cache_bytes(rows, capacity) == KVCache(spec, rows).num_bytes
