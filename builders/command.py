@@ -75,11 +75,13 @@ class _ConsoleReport:
     def __init__(self, console: Console, bars: Progress) -> None:
         self._console, self._bars = console, bars
         self._task = bars.add_task("", total=None, visible=False)
+        self._title = ""
 
     def stage(self, title: str) -> None:
         self._bars.reset(self._task, description=title, total=None, visible=True)
-        if not self._console.is_terminal:
+        if not self._console.is_terminal and title != self._title:
             self._console.print(f"{title} ...")
+        self._title = title
 
     def progress(self, what: str, done: int, total: int) -> None:
         self._bars.update(self._task, completed=done, total=total)
