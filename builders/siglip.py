@@ -5,7 +5,7 @@ Dimension letters: T tiles, C channels, R rows (and columns) of pixels, N patche
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,19 @@ class _Embeddings(nn.Module):
         return op.Add(self.patch_embedding(op, pixels), positions)
 
 
+def attend(
+    op: Op, parts: Sequence[ir.Value], num_heads: int, hidden_size: int, *mask: ir.Value
+) -> ir.Value:
+    """Attention of queries, keys and values [T, N, H] in heads, [T, N, H], to all that `mask` allows."""
+
+    def heads(y: ir.Value) -> ir.Value:
+        y = op.Reshape(y, [0, 0, num_heads, hidden_size // num_heads])
+        return op.Transpose(y, perm=[0, 2, 1, 3])
+
+    y = op.Transpose(op.Attention(*map(heads, parts), *mask), perm=[0, 2, 1, 3])
+    return op.Reshape(y, [0, 0, hidden_size])
+
+
 class _Attention(nn.Module):
     def __init__(self, config: Mapping[str, Any], precision: Precision) -> None:
         super().__init__()
@@ -87,13 +100,8 @@ class _Attention(nn.Module):
         )
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        def heads(y: ir.Value) -> ir.Value:
-            y = op.Reshape(y, [0, 0, self._heads, self._hidden // self._heads])
-            return op.Transpose(y, perm=[0, 2, 1, 3])
-
-        q, k, v = (heads(proj(op, x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = op.Transpose(op.Attention(q, k, v), perm=[0, 2, 1, 3])
-        return self.out_proj(op, op.Reshape(y, [0, 0, self._hidden]))
+        parts = [proj(op, x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
+        return self.out_proj(op, attend(op, parts, self._heads, self._hidden))
 
 
 class _Layer(nn.Module):

@@ -21,7 +21,7 @@ from builders.families.base import BuildLimits, FamilyGraphs, nested_names
 from builders.modules import MLP, Dense, Embedding, LayerNorm, Linear, Op, constant
 from builders.precision import Precision
 from builders.profiles import Profile
-from builders.siglip import PatchEmbedding
+from builders.siglip import PatchEmbedding, attend
 from python_backend.errors import BundleError
 from python_backend.families.base import Features
 from python_backend.families.mllama import num_tile_tokens
@@ -186,13 +186,8 @@ class _Attention(nn.Module):
         )
 
     def forward(self, op: Op, x: ir.Value, mask: ir.Value) -> ir.Value:
-        def heads(y: ir.Value) -> ir.Value:
-            y = op.Reshape(y, [0, 0, self._heads, self._hidden // self._heads])
-            return op.Transpose(y, perm=[0, 2, 1, 3])
-
-        q, k, v = (heads(proj(op, x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = op.Transpose(op.Attention(q, k, v, mask), perm=[0, 2, 1, 3])
-        return self.o_proj(op, op.Reshape(y, [0, 0, self._hidden]))
+        parts = [proj(op, x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
+        return self.o_proj(op, attend(op, parts, self._heads, self._hidden, mask))
 
 
 class _Layer(_Gate):

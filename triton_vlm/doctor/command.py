@@ -10,7 +10,6 @@ from triton_vlm.doctor.memory import Footprint
 from triton_vlm.doctor.model import (
     Model,
     gpu_footprint,
-    has_gpu_runtime,
     host_footprint,
     read_model,
 )
@@ -50,7 +49,7 @@ def examine(model: str | None, repository: Path, tritonserver: Path | None) -> R
     footprints: list[Footprint] = []
     if chosen is not None:
         footprints = _footprints(chosen, gpus)
-        usable = footprints if tensorrt and has_gpu_runtime() else footprints[:1]
+        usable = footprints if tensorrt else footprints[:1]
         checks.append(model_check(chosen, footprints, usable))
     return Report(checks=checks, gpus=gpus, tensorrt=tensorrt, model=chosen, footprints=footprints)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -178,11 +177,6 @@ def gpu_footprint(model: Model, index: int, gpu: Gpu, host_free_bytes: int) -> F
         chunk=EngineConfig().max_num_batched_tokens,
         free_bytes=host_free_bytes if gpu.free_bytes is None else gpu.free_bytes,
     )
-
-
-def has_gpu_runtime() -> bool:
-    """Whether this version of the project can run engines on a GPU at all."""
-    return importlib.util.find_spec("python_backend.runtimes.tensorrt") is not None
 
 
 def _graphs(model: Model, precision: Precision, max_model_len: int) -> tuple[Any, int]:
