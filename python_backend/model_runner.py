@@ -20,13 +20,14 @@ class RunnerRequest:
     """The tensors of one request while it is in the engine.
 
     Attributes:
+        image_embeds: [I, hidden_size], until the whole prompt is in the cache; None from then on.
         next_position: position of the first generated token.
         last_tokens: per choice, the token that is fed at its next step.
     """
 
     def __init__(self, request: GenerationRequest) -> None:
         self.prompt = request.prompt
-        self.image_embeds = request.image_embeds
+        self.image_embeds: np.ndarray | None = request.image_embeds
         self.next_position = int(request.prompt.position_ids.max()) + 1
         self.last_tokens = [0] * request.params.n
 
@@ -118,16 +119,19 @@ class ModelRunner:
         assert plan.request is not None
         request, slot = self._requests[plan.request.request_id], plan.slot
         start, stop = plan.start, plan.start + plan.num_scheduled_tokens
-        prompt = request.prompt
+        prompt, embeds = request.prompt, request.image_embeds
+        assert embeds is not None  # the prompt is computed once
         feeds = {
             "input_ids": prompt.token_ids[None, start:stop],
             "position_ids": self._positions(prompt.position_ids[:, None, start:stop]),
             "write_indices": np.array([start]),
             "kv_lengths": np.array([stop], np.int32),
             "logits_index": np.array([[stop - start - 1]]),
-            **self._images.prefill(slot, prompt, request.image_embeds, start, stop),
+            **self._images.prefill(slot, prompt, embeds, start, stop),
         }
         logits: np.ndarray = self._runtime.run(feeds, self._cache.view(slot, slot + 1))["logits"][0]
+        if stop == len(prompt.token_ids):
+            request.image_embeds = None  # the cache holds all that they were needed for
         return logits
 
     def _decode(self, choices: tuple[Choice, ...]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,12 +94,12 @@ class VLM:
             InvalidRequestError: a conversation cannot be served; none is started then.
         """
         params = sampling or self.model.manifest.read_sampling({})
-        requests = [self._prepare(conversation, params) for conversation in conversations]
+        requests = deque(self._prepare(conversation, params) for conversation in conversations)
         place = {request.request_id: i for i, request in enumerate(requests)}
         answers: list[dict[int, RequestOutput]] = [{} for _ in requests]
         try:
-            for request in requests:
-                self._engine.add_request(request)
+            while requests:  # emptied: the engine frees image embeddings when it has used them
+                self._engine.add_request(requests.popleft())
             while self._engine.has_unfinished:
                 for output in self._engine.step():
                     index = place[output.request_id]
@@ -107,8 +108,8 @@ class VLM:
                     if on_output is not None:
                         on_output(index, output)
         finally:
-            for request in requests:  # only if an error left some behind
-                self._engine.abort(request.request_id)
+            for request_id in place:  # only if an error left some behind
+                self._engine.abort(request_id)
         return [Generation([choices[i] for i in sorted(choices)]) for choices in answers]
 
     def _prepare(

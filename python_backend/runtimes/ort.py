@@ -74,6 +74,10 @@ class OrtRuntime(EngineRuntime):
         _check_tensors(path, spec.inputs, self._session.get_inputs())
         _check_tensors(path, spec.outputs, self._session.get_outputs())
         self._bindings: WeakKeyDictionary[CacheView, onnxruntime.IOBinding] = WeakKeyDictionary()
+        self._nothing = {
+            spec.name: _value(np.zeros((1,) * len(spec.shape), spec.dtype))
+            for spec in spec.fed_inputs
+        }
 
     def _run(
         self, feeds: Mapping[str, np.ndarray], cache: CacheView | None
@@ -82,11 +86,14 @@ class OrtRuntime(EngineRuntime):
             raise EngineError(f"graph {self.spec.name} is closed")
         binding = self._binding(cache)
         for name, array in feeds.items():
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+            binding.bind_ortvalue_input(name, _value(array))
         for output in self.spec.computed_outputs:
             binding.bind_output(output.name)
         with self._turns or nullcontext():
             self._session.run_with_iobinding(binding)
+        for name in feeds:
+            # The binding is kept; the feeds are not, image embeddings of megabytes among them.
+            binding.bind_ortvalue_input(name, self._nothing[name])
         self._file_pages.give_back()
         outputs = dict(zip(self._output_names(binding), binding.get_outputs(), strict=True))
         return {output.name: outputs[output.name].numpy() for output in self.spec.computed_outputs}
@@ -101,12 +108,11 @@ class OrtRuntime(EngineRuntime):
             binding = self._session.io_binding()
             for output, name in self.spec.aliases.items():
                 # The same memory in and out: the update happens in place, nothing is copied.
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(cache.tensors[name])
+                value = _value(cache.tensors[name])
                 binding.bind_ortvalue_input(name, value)
                 binding.bind_ortvalue_output(output, value)
             for name in self.spec.cross_inputs:
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(cache.tensors[name])
-                binding.bind_ortvalue_input(name, value)
+                binding.bind_ortvalue_input(name, _value(cache.tensors[name]))
             self._bindings[cache] = binding
         return binding
 
@@ -120,6 +126,11 @@ class OrtRuntime(EngineRuntime):
         self._session = None  # and with it the mapped weights
         if self._turns is not None:
             self._turns.close()
+
+
+def _value(array: np.ndarray) -> onnxruntime.OrtValue:
+    """The array's own memory, as ONNX Runtime takes it."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def _mappings(path: Path) -> set[tuple[int, int]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 
 import numpy as np
@@ -112,21 +113,37 @@ def test_greedy_choices_are_equal_and_seeded_ones_differ():
     assert answers["seeded"][0].token_ids != answers["seeded"][1].token_ids
 
 
-def test_image_embeddings_reach_the_rows_they_belong_to():
-    """The fake sees embeddings only, so they must arrive in order and across chunks."""
+def _image_request(embeds):
     prompt = b"What is \x00\x00\x00\x00 here?"
     tokens = np.frombuffer(prompt, np.uint8).astype(np.int64)
     index = np.where(tokens == 0, np.cumsum(tokens == 0) - 1, -1)
+    prepared = PreparedPrompt(tokens, index, np.arange(len(tokens))[None])
+    return GenerationRequest("a", prepared, embeds, _greedy())
+
+
+def test_image_embeddings_reach_the_rows_they_belong_to():
+    """The fake sees embeddings only, so they must arrive in order and across chunks."""
     embeds = np.array([[72, 0], [69, 0], [82, 0], [69, 0]], np.float32)
-    request = GenerationRequest(
-        "a", PreparedPrompt(tokens, index, np.arange(len(tokens))[None]), embeds, _greedy()
-    )
     runtime = FakeRuntime(scripted({"What is HERE here?": "ok"}))
     engine = fake_engine(runtime, max_num_batched_tokens=3)
-    engine.add_request(request)
+    engine.add_request(_image_request(embeds))
     (output,) = _merge(_finish(engine))["a"].values()
     assert output.text == "ok"
     assert output.usage.image_tokens == 4
+
+
+def test_image_embeddings_are_freed_when_the_prompt_is_computed():
+    embeds = np.zeros((4, 2), np.float32)
+    freed = weakref.ref(embeds)
+    engine = fake_engine(FakeRuntime(), max_num_batched_tokens=6)
+    engine.add_request(_image_request(embeds))
+    del embeds
+    num_prompt_steps = 3  # of 18 tokens
+    for _ in range(num_prompt_steps):
+        assert freed() is not None
+        engine.step()
+    assert engine.has_unfinished
+    assert freed() is None
 
 
 # --- ends ------------------------------------------------------------------------------------------

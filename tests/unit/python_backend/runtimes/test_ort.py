@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,16 @@ def test_step_writes_its_positions_of_its_rows_and_nothing_else(decoder):
         untouched[1, :, 2:8] = False
         assert (array[untouched] == 7).all()
         assert (array[~untouched] != 7).all()
+
+
+def test_what_was_fed_is_not_kept(decoder):
+    """A request's image embeddings stayed in memory until the next prompt came into its row."""
+    view = KVCache(decoder.spec, 1).view(0, 1)
+    feeds = _feeds(decoder.spec, 1, 0, TOKENS)
+    freed = weakref.ref(feeds["image_embeds"])
+    decoder.run(feeds, view)
+    del feeds
+    assert freed() is None
 
 
 def test_prompt_in_chunks_gives_the_logits_of_the_whole(decoder):
