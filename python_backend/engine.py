@@ -10,7 +10,8 @@ import numpy as np
 from python_backend.detokenizer import Detokenizer
 from python_backend.model_runner import ModelRunner
 from python_backend.request import GenerationRequest, RequestOutput, Usage
-from python_backend.sampler import SampledToken, Sampler, SamplerState
+from python_backend.sampler import Sampler
+from python_backend.sampler_state import SampledToken, SamplerState
 from python_backend.sampling_params import SamplingParams
 from python_backend.scheduler import Choice, FinishReason, Request, Scheduler, StepPlan
 from python_backend.token_text import TokenText

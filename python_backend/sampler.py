@@ -5,189 +5,32 @@ presence penalties, then temperature, top-k, top-p, min-p. Log probabilities are
 before any of it (vLLM's `raw_logprobs`).
 
 Sorting a vocabulary of 150 000 tokens takes some 20 ms, so only the tokens that a cut may keep are
-sorted. They are found by selection, and the result is that of a full sort.
+sorted. They are found by selection, and the result is that of a full sort. How many these are depends on
+the logits, which only a host knows at once: for logits on a device see `device_sampler`.
 """
 
 # R rows (one per running choice), V vocabulary, G groups, C candidate tokens
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from python_backend.errors import EngineError, InvalidRequestError
-from python_backend.sampling_params import SamplingParams
+from python_backend import device_sampler
+from python_backend.arrays import Array
+from python_backend.errors import EngineError
+from python_backend.sampler_state import BLOCK, MIN_TEMPERATURE, SampledToken, SamplerState
 
 _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]
 
-_BLOCK: Final = 256
-"""Weights summed together in a draw from the whole vocabulary."""
 _GROUP: Final = 32
 """Logits of which the selection of the largest keeps one."""
 _NUM_LIKELY: Final = 256
 """Tokens sorted in the hope that they cover `top_p`: enough for most steps of a language model."""
-_MIN_TEMPERATURE: Final = 1e-5
-"""Below, float32 overflows; the draw is as good as greedy already here."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """One generated token.
-
-    Attributes:
-        token_id: the token.
-        logprob: natural logarithm of the model's probability; None if not asked for.
-        top_logprobs: the `SamplingParams.logprobs` most likely tokens and their logprobs, most
-            likely first, lower id first among equals; None if not asked for.
-    """
-
-    token_id: int
-    logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] | None = None
-
-
-class _TokenCounts:
-    """How often each of a growing set of tokens occurred, as arrays that index a row of logits."""
-
-    def __init__(self, distinct_ids: Iterable[int] = ()) -> None:
-        ids = np.fromiter(distinct_ids, dtype=np.int64)
-        self._size = len(ids)
-        self._ids = np.resize(ids, max(64, 2 * self._size))
-        self._counts = np.ones(len(self._ids), dtype=np.float32)
-        self._index = {token_id: i for i, token_id in enumerate(ids.tolist())}
-
-    def add(self, token_id: int) -> None:
-        index = self._index.get(token_id)
-        if index is not None:
-            self._counts[index] += 1
-            return
-        if self._size == len(self._ids):
-            self._ids = np.resize(self._ids, 2 * self._size)
-            self._counts = np.resize(self._counts, 2 * self._size)
-        self._ids[self._size] = token_id
-        self._counts[self._size] = 1
-        self._index[token_id] = self._size
-        self._size += 1
-
-    @property
-    def ids(self) -> _Ids:
-        """int64 [C]: distinct tokens."""
-        return self._ids[: self._size]
-
-    @property
-    def counts(self) -> _Floats:
-        """float32 [C]: occurrences of each of `ids`."""
-        return self._counts[: self._size]
-
-
-class SamplerState:
-    """What the sampler remembers of one choice: its random numbers and what it generated.
-
-    A step costs time in proportion to the distinct tokens that penalties apply to, not to V.
-
-    Args:
-        params: of the request.
-        prompt_token_ids: the repetition penalty applies to them; ids outside the vocabulary, as
-            image placeholders may be, are left out.
-        vocab_size: V.
-        choice_index: which of the `params.n` choices; each draws other random numbers.
-        eos_token_ids: not generated before `params.min_tokens` tokens, unless `params.ignore_eos`.
-
-    Raises:
-        InvalidRequestError: a token id in `params` is outside the vocabulary.
-    """
-
-    def __init__(
-        self,
-        params: SamplingParams,
-        prompt_token_ids: Sequence[int],
-        vocab_size: int,
-        choice_index: int,
-        eos_token_ids: Iterable[int],
-    ) -> None:
-        self.params = params
-        self.num_output_tokens = 0
-        self.generator = _new_generator(params.seed, choice_index)
-
-        bias = dict(params.logit_bias)
-        _check_in_vocabulary("logit_bias", bias, vocab_size)
-        _check_in_vocabulary("stop_token_ids", params.stop_token_ids, vocab_size)
-        self._bias_ids = np.array(list(bias), dtype=np.int64)
-        self._bias = np.array(list(bias.values()), dtype=np.float32)
-        end_ids = set(params.stop_token_ids)
-        if not params.ignore_eos:
-            end_ids.update(token_id for token_id in eos_token_ids if token_id < vocab_size)
-        self._end_ids = np.array(sorted(end_ids), dtype=np.int64)
-
-        self._output: _TokenCounts | None = None
-        if params.presence_penalty != 0 or params.frequency_penalty != 0:
-            self._output = _TokenCounts()
-        self._seen: _TokenCounts | None = None
-        if params.repetition_penalty != 1:
-            prompt_ids = np.unique(np.asarray(prompt_token_ids, dtype=np.int64))
-            self._seen = _TokenCounts(prompt_ids[(prompt_ids >= 0) & (prompt_ids < vocab_size)])
-        self._has_constant_changes = (
-            len(bias) > 0 or self._output is not None or self._seen is not None
-        )
-
-    def append(self, token_id: int) -> None:
-        """Record a token that was added to the output."""
-        self.num_output_tokens += 1
-        if self._output is not None:
-            self._output.add(token_id)
-        if self._seen is not None:
-            self._seen.add(token_id)
-
-    @property
-    def changes_logits(self) -> bool:
-        """Whether `change_logits` has anything to do in this step."""
-        return self._has_constant_changes or (
-            self.num_output_tokens < self.params.min_tokens and len(self._end_ids) > 0
-        )
-
-    def change_logits(self, row: _Floats) -> None:
-        """Apply bias, `min_tokens` and penalties.
-
-        Args:
-            row: float32 [V] logits. Modified in place.
-
-        Source: repetition penalty: transformers 5.23 `RepetitionPenaltyLogitsProcessor`; frequency
-        and presence penalty: the formula of the OpenAI API reference, over output tokens only.
-        """
-        params = self.params
-        if len(self._bias_ids):
-            row[self._bias_ids] += self._bias
-        if self.num_output_tokens < params.min_tokens:
-            row[self._end_ids] = -np.inf
-        if self._seen is not None:
-            logits = row[self._seen.ids]
-            penalty = np.float32(params.repetition_penalty)
-            row[self._seen.ids] = np.where(logits > 0, logits / penalty, logits * penalty)
-        if self._output is not None:
-            row[self._output.ids] -= np.float32(
-                params.frequency_penalty
-            ) * self._output.counts + np.float32(params.presence_penalty)
-
-
-def _new_generator(seed: int | None, choice_index: int) -> np.random.Generator:
-    if seed is None:
-        return np.random.Generator(np.random.PCG64())
-    # SeedSequence takes no negative numbers.
-    return np.random.Generator(np.random.PCG64([seed % 2**64, choice_index]))
-
-
-def _check_in_vocabulary(param: str, token_ids: Iterable[int], vocab_size: int) -> None:
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"{param} has the token id {token_id}; the vocabulary has {vocab_size} tokens",
-                param=param,
-            )
 
 
 class Sampler:
@@ -197,15 +40,16 @@ class Sampler:
     """
 
     def __init__(self) -> None:
-        self._weights = np.zeros((0, _BLOCK), dtype=np.float32)
+        self._weights = np.zeros((0, BLOCK), dtype=np.float32)
 
-    def sample(self, logits: _Floats, states: Sequence[SamplerState]) -> list[SampledToken]:
+    def sample(self, logits: Array, states: Sequence[SamplerState]) -> list[SampledToken]:
         """Choose one token per row; the caller appends it to the state if it is kept.
 
         A row's result depends on that row and its state only. Ties go to the lower id.
 
         Args:
-            logits: float32 [R, V]; -inf excludes a token. Modified in place, except when read-only.
+            logits: float32 [R, V], on the host or a device; -inf excludes a token. Modified in place,
+                except when read-only.
             states: one per row.
 
         Raises:
@@ -218,6 +62,8 @@ class Sampler:
                 f"the sampler got {logits.dtype} logits {list(logits.shape)} for {len(states)} "
                 "choices; it needs float32 with one row for each"
             )
+        if not isinstance(logits, np.ndarray):
+            return device_sampler.sample(logits, states)
         # A mask of finfo.min overflows to -inf, and small probabilities to 0: both as they should.
         with np.errstate(over="ignore", under="ignore"):
             return self._sample_rows(logits, states)
@@ -276,10 +122,10 @@ class Sampler:
         return int(ids[np.searchsorted(sums, point * sums[-1], side="right")])
 
     def _all_weights(self, row: _Floats, peak: np.float32, temperature: float) -> _Floats:
-        """float32 [V / _BLOCK rounded up, _BLOCK], zero behind V; valid until the next call."""
-        num_blocks = -(-len(row) // _BLOCK)
+        """float32 [V / BLOCK rounded up, BLOCK], zero behind V; valid until the next call."""
+        num_blocks = -(-len(row) // BLOCK)
         if len(self._weights) != num_blocks:
-            self._weights = np.zeros((num_blocks, _BLOCK), dtype=np.float32)
+            self._weights = np.zeros((num_blocks, BLOCK), dtype=np.float32)
         flat = self._weights.reshape(-1)
         _exp_weights(row, peak, temperature, out=flat[: len(row)])
         flat[len(row) :] = 0
@@ -295,7 +141,7 @@ def _exp_weights(
     """float32 [C]: probabilities after temperature, times what makes the largest one 1."""
     out = np.subtract(logits, peak, out=out)
     if temperature != 1:
-        out *= np.float32(1 / max(temperature, _MIN_TEMPERATURE))
+        out *= np.float32(1 / max(temperature, MIN_TEMPERATURE))
     return np.exp(out, out=out)
 
 
@@ -303,7 +149,7 @@ def _draw_from_blocks(blocks: _Floats, point: float) -> int:
     """The index at share `point` of the sum of `blocks`: first the block, then the place in it.
 
     Args:
-        blocks: float32 [num_blocks, _BLOCK] weights, not all zero.
+        blocks: float32 [num_blocks, BLOCK] weights, not all zero.
         point: in [0, 1).
     """
     sums = np.cumsum(blocks.sum(axis=1), dtype=np.float64)
@@ -314,7 +160,7 @@ def _draw_from_blocks(blocks: _Floats, point: float) -> int:
     sums = np.cumsum(blocks[block], dtype=np.float64)
     # Rounding may put the point at the end of the block: take the last weight then.
     last = int(np.searchsorted(sums, sums[-1]))
-    return block * _BLOCK + min(int(np.searchsorted(sums, point * sums[-1], side="right")), last)
+    return block * BLOCK + min(int(np.searchsorted(sums, point * sums[-1], side="right")), last)
 
 
 def _likely_ids(row: _Floats, weights: _Floats, total: float, top_p: float, min_p: float) -> _Ids:

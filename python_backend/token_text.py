@@ -26,7 +26,7 @@ from python_backend.errors import BundleError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from python_backend.sampler import SampledToken
+    from python_backend.sampler_state import SampledToken
 
 LOGPROB_FLOOR: Final = -9999.0
 """Reported for a token of probability 0; JSON has no infinity. The OpenAI API does the same."""

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from python_backend.detokenizer import Detokenizer, StopChecker, TextDelta
 from python_backend.errors import BundleError
-from python_backend.sampler import SampledToken
+from python_backend.sampler_state import SampledToken
 from python_backend.sampling_params import SamplingParams
 from python_backend.token_text import TokenText
 

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from python_backend.errors import EngineError, InvalidRequestError
-from python_backend.sampler import Sampler, SamplerState, largest_ids
+from python_backend.sampler import Sampler, largest_ids
+from python_backend.sampler_state import SamplerState
 from python_backend.sampling_params import SamplingParams
 
 EOS = 3
