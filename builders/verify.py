@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from python_backend.arrays import to_host
 from python_backend.config import EngineConfig
 from python_backend.errors import ParityError
 from python_backend.families.base import Features, PreparedPrompt
@@ -151,9 +152,7 @@ class _CaseRunner:
         self._encoder = None if graph is None else load_runtime(model, graph, config)
         self._decoder = load_runtime(model, model.manifest.decoder, config)
         self._cache = KVCache(self._decoder.spec, 1, self._decoder.zeros, self._decoder.min_rows)
-        self._images = image_inputs(
-            self._decoder.spec, self._cache, load_cross_attention(model, config)
-        )
+        self._images = image_inputs(self._decoder, self._cache, load_cross_attention(model, config))
 
     def run(self, case: ReferenceCase) -> CaseResult:
         prepared = self._preprocessor.prepare({"messages": case.messages}, case.images)
@@ -199,7 +198,8 @@ class _CaseRunner:
         output = self._encoder.spec.computed_outputs[0]
         if not images:
             return np.empty((0, int(output.shape[1])), output.dtype)
-        return self._encoder.run(self._preprocessor.family.encoder_feeds(images))[output.name]
+        feeds = self._preprocessor.family.encoder_feeds(images)
+        return to_host(self._encoder.run(feeds)[output.name])
 
     def _join(self, embeds: np.ndarray, images: Sequence[Features]) -> np.ndarray:
         """The encoder's embeddings as the decoder takes them."""
@@ -225,7 +225,8 @@ class _CaseRunner:
                 "logits_index": np.array([[len(ids) - 1]]),
                 **images,
             }
-            rows.append(self._decoder.run(feeds, self._cache.view(0, 1))["logits"][0, 0].copy())
+            logits = to_host(self._decoder.run(feeds, self._cache.view(0, 1))["logits"])
+            rows.append(logits[0, 0].copy())
             start = num_prompt + step
             next_position = int(prompt.position_ids.max()) + 1 + step
             ids, images = np.array([tokens[step]]), self._images.decode([prompt])

@@ -19,6 +19,8 @@ class EngineConfig:
         num_threads: threads of one operator; 0 for one per core, which the stages then use in turn.
         encoder_cache_bytes: image embeddings kept for pictures that come again.
         max_encoder_patches: vision patches of several waiting requests that go through one call.
+        max_cuda_graphs: sizes of decode steps that a GPU replays instead of launching their kernels one by
+            one; 0 for none.
     """
 
     max_num_seqs: int = 16
@@ -27,6 +29,7 @@ class EngineConfig:
     num_threads: int = 0
     encoder_cache_bytes: int = 256 * 2**20
     max_encoder_patches: int = 1024
+    max_cuda_graphs: int = 64
 
     def __post_init__(self) -> None:
         for name in (
@@ -37,7 +40,7 @@ class EngineConfig:
         ):
             if getattr(self, name) < 1:
                 raise BundleError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("num_threads", "encoder_cache_bytes"):
+        for name in ("num_threads", "encoder_cache_bytes", "max_cuda_graphs"):
             if getattr(self, name) < 0:
                 raise BundleError(f"{name} is {getattr(self, name)}; it must not be negative")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from python_backend.arrays import Array
 from python_backend.detokenizer import Detokenizer
 from python_backend.model_runner import ModelRunner
 from python_backend.request import GenerationRequest, RequestOutput, Usage
@@ -108,6 +109,7 @@ class Engine:
             self._runner.vocab_size,
             choice.index,
             self._eos_token_ids,
+            self._runner.array_module,
         )
         return _ChoiceState(sampler, Detokenizer(self._token_text, request.params))
 
@@ -136,7 +138,7 @@ class Engine:
         self.scheduler.update(plan, [token.token_id for token in tokens])
         return [self._output(c, token) for c, token in zip(plan.choices, tokens, strict=True)]
 
-    def _sample(self, plan: StepPlan, logits: np.ndarray) -> list[SampledToken]:
+    def _sample(self, plan: StepPlan, logits: Array) -> list[SampledToken]:
         if not plan.choices:
             return []
         states = [self._states[choice].sampler for choice in plan.choices]

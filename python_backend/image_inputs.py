@@ -11,38 +11,38 @@ from collections.abc import Sequence
 import numpy as np
 
 from python_backend import tensor_names as names
+from python_backend.arrays import Array
 from python_backend.errors import InvalidRequestError
 from python_backend.families.base import PreparedPrompt
 from python_backend.kv_cache import KVCache
 from python_backend.runtimes.base import EngineRuntime
-from python_backend.spec import GraphSpec
 
 
 class ImageInputs(ABC):
     """What a decoder graph is fed because of images. Owned by the engine thread."""
 
     @abstractmethod
-    def check(self, prompt: PreparedPrompt, embeds: np.ndarray) -> None:
+    def check(self, prompt: PreparedPrompt, embeds: Array) -> None:
         """Raise `InvalidRequestError` unless a request's embeddings [I, H] fit the graph and the prompt."""
 
     @abstractmethod
     def prefill(
-        self, slot: int, prompt: PreparedPrompt, embeds: np.ndarray, start: int, stop: int
-    ) -> dict[str, np.ndarray]:
+        self, slot: int, prompt: PreparedPrompt, embeds: Array, start: int, stop: int
+    ) -> dict[str, Array]:
         """Feeds for the prompt's tokens `start` to `stop`, which are computed in cache row `slot`."""
 
     @abstractmethod
-    def decode(self, prompts: Sequence[PreparedPrompt]) -> dict[str, np.ndarray]:
+    def decode(self, prompts: Sequence[PreparedPrompt]) -> dict[str, Array]:
         """Feeds for one generated token in each of the first rows, whose prompts these are."""
 
 
 def image_inputs(
-    decoder: GraphSpec, cache: KVCache, cross_attention: EngineRuntime | None
+    decoder: EngineRuntime, cache: KVCache, cross_attention: EngineRuntime | None
 ) -> ImageInputs:
-    """What the decoder graph with the contract `decoder` needs.
+    """What the graph `decoder` needs.
 
     Args:
-        decoder: the contract.
+        decoder: the decoder graph.
         cache: its rows.
         cross_attention: the graph that fills what `decoder` only reads, if it reads any.
     """
@@ -54,12 +54,12 @@ def image_inputs(
 class MergedEmbeds(ImageInputs):
     """Each embedding takes the place of one prompt token."""
 
-    def __init__(self, decoder: GraphSpec) -> None:
-        spec = decoder.input("image_embeds")
+    def __init__(self, decoder: EngineRuntime) -> None:
+        spec = decoder.spec.input("image_embeds")
         # A graph input cannot be empty; text rows never look at this one.
-        self._none = np.zeros((1, int(spec.shape[1])), spec.dtype)
+        self._none = decoder.zeros((1, int(spec.shape[1])), spec.dtype)
 
-    def check(self, prompt: PreparedPrompt, embeds: np.ndarray) -> None:
+    def check(self, prompt: PreparedPrompt, embeds: Array) -> None:
         shape = (prompt.num_image_tokens, self._none.shape[1])
         if embeds.dtype != self._none.dtype or embeds.shape != shape:
             raise InvalidRequestError(
@@ -69,14 +69,14 @@ class MergedEmbeds(ImageInputs):
             )
 
     def prefill(
-        self, slot: int, prompt: PreparedPrompt, embeds: np.ndarray, start: int, stop: int
-    ) -> dict[str, np.ndarray]:
+        self, slot: int, prompt: PreparedPrompt, embeds: Array, start: int, stop: int
+    ) -> dict[str, Array]:
         return {
             "image_index": prompt.image_index[None, start:stop],
             "image_embeds": embeds if len(embeds) else self._none,
         }
 
-    def decode(self, prompts: Sequence[PreparedPrompt]) -> dict[str, np.ndarray]:
+    def decode(self, prompts: Sequence[PreparedPrompt]) -> dict[str, Array]:
         return {"image_index": np.full((len(prompts), 1), -1), "image_embeds": self._none}
 
 
@@ -98,7 +98,7 @@ class CrossAttention(ImageInputs):
         first = next(iter(runtime.spec.aliases.values()))
         self._capacity = int(runtime.spec.input(first).shape[2])
 
-    def check(self, prompt: PreparedPrompt, embeds: np.ndarray) -> None:
+    def check(self, prompt: PreparedPrompt, embeds: Array) -> None:
         if (
             embeds.dtype != self._dtype
             or embeds.ndim != 2
@@ -127,15 +127,15 @@ class CrossAttention(ImageInputs):
             )
 
     def prefill(
-        self, slot: int, prompt: PreparedPrompt, embeds: np.ndarray, start: int, stop: int
-    ) -> dict[str, np.ndarray]:
+        self, slot: int, prompt: PreparedPrompt, embeds: Array, start: int, stop: int
+    ) -> dict[str, Array]:
         if start == 0:
             self._cache.set_cross_length(slot, len(embeds))
             if len(embeds):
                 self._runtime.run({"image_embeds": embeds}, self._cache.view(slot, slot + 1))
         return self._feeds(slot, [_seen(prompt)[start:stop]])
 
-    def decode(self, prompts: Sequence[PreparedPrompt]) -> dict[str, np.ndarray]:
+    def decode(self, prompts: Sequence[PreparedPrompt]) -> dict[str, Array]:
         return self._feeds(0, [_seen(prompt)[-1:] for prompt in prompts])
 
     def _feeds(self, first_row: int, ranges: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

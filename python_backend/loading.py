@@ -32,7 +32,12 @@ def load_runtime(
         # Imported here: a machine without a GPU has neither TensorRT nor CuPy.
         from python_backend.runtimes.tensorrt import TensorRtRuntime
 
-        return TensorRtRuntime(graph.spec, model.path(graph, current_gpu()), engine=engine)
+        return TensorRtRuntime(
+            graph.spec,
+            model.path(graph, current_gpu()),
+            engine=engine,
+            max_graphs=config.max_cuda_graphs,
+        )
     return OrtRuntime(
         graph.spec,
         model.path(graph),

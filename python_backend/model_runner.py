@@ -5,9 +5,12 @@ Dimension letters: B rows, S tokens, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from python_backend import tensor_names as names
+from python_backend.arrays import Array
 from python_backend.errors import InvalidRequestError
 from python_backend.image_inputs import image_inputs
 from python_backend.kv_cache import KVCache
@@ -27,7 +30,7 @@ class RunnerRequest:
 
     def __init__(self, request: GenerationRequest) -> None:
         self.prompt = request.prompt
-        self.image_embeds: np.ndarray | None = request.image_embeds
+        self.image_embeds: Array | None = request.image_embeds
         self.next_position = int(request.prompt.position_ids.max()) + 1
         self.last_tokens = [0] * request.params.n
 
@@ -47,7 +50,7 @@ class ModelRunner:
         self._runtime, self._cross_attention = runtime, cross_attention
         spec = runtime.spec
         self._cache = KVCache(spec, num_rows, runtime.zeros, runtime.min_rows)
-        self._images = image_inputs(spec, self._cache, cross_attention)
+        self._images = image_inputs(runtime, self._cache, cross_attention)
         self.vocab_size = int(spec.output("logits").shape[2])
         self._num_token_ids = spec.num_token_ids or self.vocab_size
         self._has_axes = len(spec.input("position_ids").shape) == 3
@@ -57,6 +60,11 @@ class ModelRunner:
     def cache_bytes(self) -> int:
         """Size of the KV cache when every row is full."""
         return self._cache.num_bytes
+
+    @property
+    def array_module(self) -> Any:
+        """The module of the logits' arrays: NumPy, or CuPy."""
+        return self._runtime.array_module
 
     @property
     def takes_whole_images(self) -> bool:
@@ -105,22 +113,27 @@ class ModelRunner:
         """Record the sampled token, which is fed at the choice's next step."""
         self._requests[choice.request.request_id].last_tokens[choice.index] = token_id
 
-    def run(self, plan: StepPlan) -> np.ndarray:
-        """Logits float32 [len(plan.choices), V] of the step's next tokens; valid until the next run."""
+    def run(self, plan: StepPlan) -> Array:
+        """Logits float32 [len(plan.choices), V] of the step's next tokens, where the graph computes.
+
+        Valid until the next run.
+        """
         for copy in plan.copies:
             self._cache.copy_row(copy.source, copy.target, copy.num_tokens)
         if plan.kind == "decode":
             return self._decode(plan.choices)
         logits = self._prefill(plan)
         # All choices of a request start from the same distribution.
-        return np.repeat(logits, len(plan.choices), axis=0)
+        return self.array_module.repeat(logits, len(plan.choices), axis=0)
 
-    def _prefill(self, plan: StepPlan) -> np.ndarray:
+    def _prefill(self, plan: StepPlan) -> Array:
         assert plan.request is not None
         request, slot = self._requests[plan.request.request_id], plan.slot
         start, stop = plan.start, plan.start + plan.num_scheduled_tokens
         prompt, embeds = request.prompt, request.image_embeds
         assert embeds is not None  # the prompt is computed once
+        if start == 0:
+            embeds = request.image_embeds = self.array_module.asarray(embeds)
         feeds = {
             "input_ids": prompt.token_ids[None, start:stop],
             "position_ids": self._positions(prompt.position_ids[:, None, start:stop]),
@@ -129,12 +142,12 @@ class ModelRunner:
             "logits_index": np.array([[stop - start - 1]]),
             **self._images.prefill(slot, prompt, embeds, start, stop),
         }
-        logits: np.ndarray = self._runtime.run(feeds, self._cache.view(slot, slot + 1))["logits"][0]
+        logits = self._runtime.run(feeds, self._cache.view(slot, slot + 1))["logits"][0]
         if stop == len(prompt.token_ids):
             request.image_embeds = None  # the cache holds all that they were needed for
         return logits
 
-    def _decode(self, choices: tuple[Choice, ...]) -> np.ndarray:
+    def _decode(self, choices: tuple[Choice, ...]) -> Array:
         num_rows = len(choices)
         rows = [self._requests[choice.request.request_id] for choice in choices]
         tokens = [row.last_tokens[c.index] for row, c in zip(rows, choices, strict=True)]

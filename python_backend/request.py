@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from python_backend.arrays import Array
 from python_backend.families.base import PreparedPrompt
 from python_backend.sampling_params import SamplingParams
 
@@ -19,13 +18,14 @@ class GenerationRequest:
     Attributes:
         request_id: unique among the requests under way.
         prompt: token ids, image index and positions.
-        image_embeds: [num_embeds, hidden_size]; no rows for a request without images.
+        image_embeds: [num_embeds, hidden_size], on the host or where the decoder computes; no rows for a
+            request without images.
         params: how to sample.
     """
 
     request_id: str
     prompt: PreparedPrompt
-    image_embeds: np.ndarray
+    image_embeds: Array
     params: SamplingParams
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from python_backend.arrays import Array
 from python_backend.encoder_cache import EncoderCache
 from python_backend.families.base import Features, ModelFamily
 from python_backend.runtimes.base import EngineRuntime
@@ -35,6 +36,8 @@ def no_image_embeds(decoder: GraphSpec) -> np.ndarray:
 class VisionEncoder:
     """Encodes pictures, through a cache. Owned by one thread.
 
+    Embeddings stay where the graph computes.
+
     Args:
         family: plans the graph's inputs.
         runtime: the vision-encoder graph.
@@ -53,9 +56,9 @@ class VisionEncoder:
         self._output, self._hidden_size = output.name, int(output.shape[1])
         self._dtype = output.dtype
 
-    def encode(self, images: Sequence[EncoderImage]) -> list[np.ndarray]:
+    def encode(self, images: Sequence[EncoderImage]) -> list[Array]:
         """Embeddings [num_tokens, hidden_size] of each picture; read-only, they may be cached."""
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, Array] = {}
         misses: dict[str, EncoderImage] = {}
         for image in images:
             embeds = self.cache.get(image.image_hash)
@@ -73,7 +76,7 @@ class VisionEncoder:
                 self.cache.put(image.image_hash, embeds)
         return [found[image.image_hash] for image in images]
 
-    def join(self, images: Sequence[EncoderImage], embeds: Sequence[np.ndarray]) -> np.ndarray:
+    def join(self, images: Sequence[EncoderImage], embeds: Sequence[Array]) -> Array:
         """Embeddings of a request as the decoder takes them [I, hidden_size], also when there are none."""
         if images:
             return self._family.join_embeds(embeds, [image.features for image in images])

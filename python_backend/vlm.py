@@ -11,8 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
+from python_backend.arrays import Array
 from python_backend.config import EngineConfig
 from python_backend.errors import InvalidImageError, InvalidRequestError
 from python_backend.loading import load_engine, load_vision_encoder
@@ -121,7 +120,7 @@ class VLM:
         embeds = self._encode(prepared)
         return GenerationRequest(f"offline-{self._num_requests}", prepared.prompt, embeds, params)
 
-    def _encode(self, prepared: PreparedRequest) -> np.ndarray:
+    def _encode(self, prepared: PreparedRequest) -> Array:
         if self._encoder is None:
             return no_image_embeds(self.model.manifest.decoder.spec)
         pictures = [

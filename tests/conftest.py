@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -113,6 +114,34 @@ def _temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("TMPDIR", str(folder))
         patch.setattr("tempfile.tempdir", None)
         yield
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The fake in place of TensorRT-RTX, CuPy's beside it, and a GPU of the driver's words."""
+    from fake_cupy import fake_cupy
+    from fake_tensorrt import FakeTensorRt
+
+    module = FakeTensorRt()
+    cupy, cupyx = fake_cupy()
+    for name, fake in (("tensorrt_rtx", module), ("cupy", cupy), ("cupyx", cupyx)):
+        monkeypatch.setitem(sys.modules, name, fake)
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\necho 8.9\necho 12.0\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(smi.parent), prepend=":")
+    return module
+
+
+@pytest.fixture
+def for_gpu(
+    tiny_models: Callable[[str], TinyModel], tmp_path: Path, trt: Any
+) -> Callable[[str], ModelFolder]:
+    """From the name of a tiny model to the same as if it had been built for a GPU."""
+    from fake_tensorrt import as_built_for_gpu
+
+    return lambda name: as_built_for_gpu(tiny_models(name).model, tmp_path / "repository")
 
 
 @pytest.fixture

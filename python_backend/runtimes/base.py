@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from python_backend.arrays import Array
 from python_backend.kv_cache import CacheView
 from python_backend.spec import GraphSpec
 
@@ -23,18 +24,16 @@ class EngineRuntime(ABC):
     def __init__(self, spec: GraphSpec) -> None:
         self.spec = spec
 
-    def run(
-        self, feeds: Mapping[str, np.ndarray], cache: CacheView | None = None
-    ) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, Array], cache: CacheView | None = None) -> dict[str, Array]:
         """Compute the outputs.
 
         Args:
-            feeds: exactly the spec's `fed_inputs`.
+            feeds: exactly the spec's `fed_inputs`, each on the host or where the graph computes.
             cache: memory of the aliased inputs and outputs, updated in place; None if the graph has
                 none. Its first axis is the feeds' row axis.
 
         Returns:
-            The spec's `computed_outputs`; valid until the next call.
+            The spec's `computed_outputs`, where the graph computes; valid until the next call.
 
         Raises:
             EngineError: a feed is missing, unknown, or of the wrong dtype or shape.
@@ -47,14 +46,17 @@ class EngineRuntime(ABC):
         """The fewest rows of an axis that needs none: an engine may have no kernel for an empty tensor."""
         return 0
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+    @property
+    def array_module(self) -> Any:
+        """The module of the arrays where the graph computes: NumPy, or CuPy."""
+        return np
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
         """An array of zeros where the graph computes, for its cache."""
         return np.zeros(shape, dtype)
 
     @abstractmethod
-    def _run(
-        self, feeds: Mapping[str, np.ndarray], cache: CacheView | None
-    ) -> dict[str, np.ndarray]: ...
+    def _run(self, feeds: Mapping[str, Array], cache: CacheView | None) -> dict[str, Array]: ...
 
     @abstractmethod
     def close(self) -> None:

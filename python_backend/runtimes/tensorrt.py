@@ -1,6 +1,7 @@
 """TensorRT and TensorRT-RTX on an NVIDIA GPU; both modules have the same Python API.
 
-What the host feeds is copied to the device, the KV cache stays there, and outputs are copied back.
+What the host feeds is copied to the device once per call, the KV cache and the outputs stay there, and steps
+that come again and again are replayed as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from python_backend.arrays import Array
 from python_backend.errors import BundleError, EngineError
 from python_backend.kv_cache import CacheView
 from python_backend.runtimes.base import EngineRuntime
+from python_backend.runtimes.tensorrt_profile import Device, ProfileRunner
 from python_backend.spec import GraphSpec, TensorSpec
 
 _MODULES = {
@@ -65,15 +68,19 @@ def new_log(trt: ModuleType) -> Any:
 
 
 class TensorRtRuntime(EngineRuntime):
-    """An engine with one execution context per optimization profile, on one stream.
+    """An engine and a stream that it computes on.
+
+    CuPy works on the caller's stream. Each call waits for what was put there before, and what is put there
+    later waits for the call, so nobody else has to order anything.
 
     Args:
         spec: the contract.
         path: the engine file.
         engine: `tensorrt` or `tensorrt_rtx`, which it was built with.
+        max_graphs: CUDA graphs of decode steps to keep; 0 launches every step kernel by kernel.
     """
 
-    def __init__(self, spec: GraphSpec, path: Path, *, engine: str) -> None:
+    def __init__(self, spec: GraphSpec, path: Path, *, engine: str, max_graphs: int = 0) -> None:
         super().__init__(spec)
         trt = load_tensorrt(engine)
         try:
@@ -82,76 +89,63 @@ class TensorRtRuntime(EngineRuntime):
             raise BundleError(
                 "TensorRT engines need CuPy: pip install 'triton-vlm[gpu]'"
             ) from error
-        self._log = new_log(trt)
-        self._engine = trt.Runtime(self._log).deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
+        log = new_log(trt)
+        loaded = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
+        if loaded is None:
+            reason = log.lines[-1] if log.lines else "it gives no reason"
             raise BundleError(
-                f"{path} does not load ({self._last_error()}); it runs only with the version of {engine} "
+                f"{path} does not load ({reason}); it runs only with the version of {engine} "
                 "and on the GPU it was built for: build the model again"
             )
-        _check_tensors(trt, path, spec, self._engine)
-        # Blocking, so that what CuPy does with the cache and what the engine does keep their order.
-        self._stream = self._cupy.cuda.Stream()
-        self._contexts = [
-            self._new_context(trt, profile)
-            for profile in range(self._engine.num_optimization_profiles)
-        ]
-        self._buffers: dict[str, Any] = {}
-
-    def _new_context(self, trt: ModuleType, profile: int) -> Any:
-        # Scratch memory for this profile only: the decode steps' does not pay for the longest prompt.
-        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        context = self._engine.create_execution_context(strategy)
-        if context is None or not context.set_optimization_profile_async(profile, self._stream.ptr):
-            raise EngineError(f"graph {self.spec.name} does not fit the GPU: {self._last_error()}")
-        return context
+        _check_tensors(trt, path, spec, loaded)
+        cuda = self._cupy.cuda
+        # One that the legacy stream does not wait for: what another thread starts there, such as the copy of
+        # a new request's embeddings, would end the capture of a graph.
+        self._stream = cuda.Stream(non_blocking=True)
+        self._before, self._after = (cuda.Event(disable_timing=True) for _ in range(2))
+        profiles = range(loaded.num_optimization_profiles)
+        scratch_sizes = [loaded.get_device_memory_size_for_profile_v2(i) for i in profiles]
+        device = Device(
+            trt=trt,
+            is_rtx=engine == "tensorrt_rtx",
+            cupy=self._cupy,
+            cupyx=import_module("cupyx"),
+            stream=self._stream,
+            scratch=self._cupy.empty(max(scratch_sizes), np.uint8),
+            log=log,
+        )
+        self._profiles = [ProfileRunner(device, spec, loaded, i, max_graphs) for i in profiles]
 
     @property
     def min_rows(self) -> int:
         """One: TensorRT computes nothing on empty tensors."""
         return 1
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+    @property
+    def array_module(self) -> Any:
+        """CuPy."""
+        return self._cupy
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
         """An array of zeros on the device."""
         return self._cupy.zeros(shape, _STORED_AS.get(dtype, dtype))
 
-    def _run(
-        self, feeds: Mapping[str, np.ndarray], cache: CacheView | None
-    ) -> dict[str, np.ndarray]:
-        if self._engine is None:
+    def _run(self, feeds: Mapping[str, Array], cache: CacheView | None) -> dict[str, Array]:
+        if not self._profiles:
             raise EngineError(f"graph {self.spec.name} is closed")
-        context = self._contexts[self._profile(feeds)]
-        for name, array in feeds.items():
-            on_device = self._on_device(name, array.shape, array.dtype)
-            on_device.set(array, stream=self._stream)
-            self._bind_input(context, name, on_device)
-        cached = {} if cache is None else cache.tensors
-        for name in self.spec.cross_inputs:
-            self._bind_input(context, name, cached[name])
-        for output, name in self.spec.aliases.items():
-            self._bind_input(context, name, cached[name])
-            # The same memory in and out: the update happens in place.
-            context.set_tensor_address(output, cached[name].data.ptr)
-        outputs = {}
-        for spec in self.spec.computed_outputs:
-            shape = tuple(context.get_tensor_shape(spec.name))
-            outputs[spec.name] = self._on_device(spec.name, shape, np.dtype(spec.dtype))
-            context.set_tensor_address(spec.name, outputs[spec.name].data.ptr)
-        if not context.execute_async_v3(self._stream.ptr):
-            raise EngineError(f"graph {self.spec.name} failed: {self._last_error()}")
-        results = {name: array.get(stream=self._stream) for name, array in outputs.items()}
-        self._stream.synchronize()
-        return results
+        profile = self._profile(feeds)
+        callers = self._cupy.cuda.get_current_stream()
+        callers.record(self._before)
+        self._stream.wait_event(self._before)
+        outputs = profile.run(feeds, cache)
+        self._stream.record(self._after)
+        callers.wait_event(self._after)
+        return outputs
 
-    def _bind_input(self, context: Any, name: str, array: Any) -> None:
-        if not context.set_input_shape(name, array.shape):
-            raise EngineError(f"graph {self.spec.name} refuses {name}: {self._last_error()}")
-        context.set_tensor_address(name, array.data.ptr)
-
-    def _profile(self, feeds: Mapping[str, np.ndarray]) -> int:
+    def _profile(self, feeds: Mapping[str, Array]) -> ProfileRunner:
         """The first profile whose ranges hold every feed's shape."""
-        for profile in range(len(self._contexts)):
-            if all(self._holds(profile, name, array.shape) for name, array in feeds.items()):
+        for profile in self._profiles:
+            if profile.holds(feeds):
                 return profile
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
         raise EngineError(
@@ -159,28 +153,10 @@ class TensorRtRuntime(EngineRuntime):
             "a larger --max-seqs or --max-model-len, or lower the limits of the server"
         )
 
-    def _holds(self, profile: int, name: str, shape: tuple[int, ...]) -> bool:
-        smallest, _, largest = self._engine.get_tensor_profile_shape(name, profile)
-        return all(
-            low <= size <= high
-            for low, size, high in zip(tuple(smallest), shape, tuple(largest), strict=True)
-        )
-
-    def _on_device(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """Memory of a tensor, the same at every call unless it must grow."""
-        size = int(np.prod(shape)) * dtype.itemsize
-        if name not in self._buffers or self._buffers[name].nbytes < size:
-            self._buffers[name] = self._cupy.empty(size, np.uint8)
-        return self._buffers[name][:size].view(dtype).reshape(shape)
-
-    def _last_error(self) -> str:
-        return self._log.lines[-1] if self._log.lines else "it gives no reason"
-
     def close(self) -> None:
         """Free the engine; a second call does nothing."""
-        self._contexts.clear()
-        self._buffers.clear()
-        self._engine = None
+        self._stream.synchronize()
+        self._profiles.clear()
 
 
 def _check_tensors(trt: ModuleType, path: Path, spec: GraphSpec, engine: Any) -> None:

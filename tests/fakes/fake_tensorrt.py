@@ -1,49 +1,36 @@
-"""TensorRT and CuPy without a GPU: an engine that ONNX Runtime computes, on memory it is given by address.
+"""TensorRT without a GPU: an engine that ONNX Runtime computes, on memory it is given by address.
 
-It holds a runtime to what the real ones demand: shapes inside the profile, an address for every tensor, the
-cache's outputs where its inputs are.
+It holds a runtime to what the real one demands: shapes inside the profile, an address for every tensor,
+scratch memory, the cache's outputs where its inputs are, and contexts left alone once a graph was captured.
+Every public name of its classes and their parameters are those of TensorRT-RTX, which a test compares.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from enum import Enum, auto
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import onnxruntime
+from fake_cupy import ALIGNMENT, Graph, Stream
 
+from builders.profiles import cross_profile, decoder_profiles, patch_profiles
+from builders.repository import write_repository
+from python_backend.families import load_family
+from python_backend.manifest import FILE_NAME, VERSION_DIR, ModelFolder
 from python_backend.spec import GraphSpec
 
-
-class DeviceArray(np.ndarray):
-    """Has CuPy's way in, way out and address."""
-
-    @property
-    def data(self) -> Any:  # type: ignore[override]
-        return SimpleNamespace(ptr=self.ctypes.data)
-
-    def set(self, array: np.ndarray, stream: Any) -> None:
-        assert (array.shape, array.dtype) == (self.shape, self.dtype)
-        assert array.flags.c_contiguous
-        self[...] = array
-
-    def get(self, stream: Any) -> np.ndarray:
-        return np.array(self)
-
-
-def fake_cupy() -> ModuleType:
-    module = ModuleType("cupy")
-    stream = SimpleNamespace(ptr=1, synchronize=lambda: None)
-    module.cuda = SimpleNamespace(Stream=lambda: stream)  # type: ignore[attr-defined]
-    module.zeros = lambda *args: np.zeros(*args).view(DeviceArray)  # type: ignore[attr-defined]
-    module.empty = lambda *args: np.empty(*args).view(DeviceArray)  # type: ignore[attr-defined]
-    return module
+MAX_SEQS = 4
+SCRATCH_BYTES = 1000
 
 
 class ILogger:
@@ -64,112 +51,246 @@ class DataType(Enum):
     BOOL = "bool"
 
 
-def engine_file(
-    path: Path, graph: Path, spec: GraphSpec, profiles: list[Mapping[str, Any]]
-) -> None:
-    """Write what `Runtime` reads: the ONNX graph to compute, its contract and its profiles."""
-    content = {"graph": str(graph), "spec": spec.to_json(), "profiles": profiles}
-    path.write_text(json.dumps(content))
+class ExecutionContextAllocationStrategy(Enum):
+    USER_MANAGED = auto()
+
+
+class DynamicShapesKernelSpecializationStrategy(Enum):
+    LAZY = auto()
+    EAGER = auto()
+
+
+def as_built_for_gpu(built: ModelFolder, repository: Path) -> ModelFolder:
+    """A copy of a model whose engines hold what `Runtime` reads: the graph, its contract and its profiles."""
+    shutil.copytree(built.folder.parent, repository)
+    folder = ModelFolder.open(repository / built.folder.name)
+    graphs = {}
+    for graph in folder.manifest.graphs:
+        path = folder.path(graph).with_suffix(".sm89.engine")
+        content = {
+            "graph": str(folder.path(graph)),
+            "spec": graph.spec.to_json(),
+            "profiles": _profiles(graph.spec, folder.manifest.max_model_len),
+        }
+        path.write_text(json.dumps(content))
+        paths = {"sm89": str(path.relative_to(repository))}
+        graphs[graph.spec.name] = dataclasses.replace(graph, paths=paths)
+    manifest = dataclasses.replace(folder.manifest, engine="tensorrt_rtx", **graphs)
+    (folder.folder / VERSION_DIR / FILE_NAME).write_text(manifest.to_json())
+    family = load_family(manifest.config, folder.processor_dir)
+    write_repository(repository, manifest, family.encoder_tensors)
+    return ModelFolder.open(folder.folder)
+
+
+def _profiles(spec: GraphSpec, max_model_len: int) -> tuple[Mapping[str, Any], ...]:
+    if spec.name == "decoder":
+        return decoder_profiles(MAX_SEQS, max_model_len, max_model_len)
+    if spec.name == "cross_attention":
+        return (cross_profile(spec),)
+    if "N" in spec.inputs[0].shape:
+        return patch_profiles(4 * max_model_len, 1024)
+    return ({"P": (1, 1, 16)},)
 
 
 class FakeTensorRt(ModuleType):
-    """The module; counts the calls of each graph's profiles."""
+    """The module, with what the engines did by name of graph and profile.
+
+    Attributes:
+        computed: how often a graph was computed.
+        launched: how often kernel by kernel; the others were replays of CUDA graphs.
+        captured: how often a CUDA graph was captured.
+        contexts: how many execution contexts were created.
+        is_capturable: what contexts answer when asked, set by a test.
+        max_contexts: that fit the GPU's memory, set by a test.
+    """
 
     ILogger, TensorIOMode, DataType = ILogger, TensorIOMode, DataType
-    ExecutionContextAllocationStrategy = SimpleNamespace(ON_PROFILE_CHANGE=1)
+    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+    DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
 
     def __init__(self) -> None:
         super().__init__("tensorrt_rtx")
-        self.calls: Counter[tuple[str, int]] = Counter()
+        self.computed: Counter[tuple[str, int]] = Counter()
+        self.launched: Counter[tuple[str, int]] = Counter()
+        self.captured: Counter[tuple[str, int]] = Counter()
+        self.contexts: Counter[tuple[str, int]] = Counter()
+        self.is_capturable, self.max_contexts = True, 1000
 
-    def Runtime(self, log: Any) -> Any:  # noqa: N802 - TensorRT's name
-        return SimpleNamespace(deserialize_cuda_engine=lambda data: self._engine(log, data))
+    def Runtime(self, logger: Any) -> Runtime:  # noqa: N802 - TensorRT's name
+        return Runtime(self, logger)
 
-    def _engine(self, log: Any, data: bytes) -> Any:
+
+class Runtime:
+    def __init__(self, trt: FakeTensorRt, logger: Any) -> None:
+        self._trt, self._logger = trt, logger
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         try:
-            content = json.loads(data)
+            content = json.loads(serialized_engine)
         except ValueError:
-            log.log(ILogger.WARNING, "Serialization assertion failed")
+            self._logger.log(ILogger.WARNING, "Serialization assertion failed")
             return None
-        return _Engine(self, content)
+        return ICudaEngine(self._trt, content)
 
 
-class _Engine:
+class IRuntimeConfig:
+    def __init__(self) -> None:
+        self.dynamic_shapes_kernel_specialization_strategy = (
+            DynamicShapesKernelSpecializationStrategy.LAZY
+        )
+
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy
+    ) -> None:
+        self._strategy = strategy
+
+    def create_runtime_cache(self) -> object:
+        return object()
+
+    def set_runtime_cache(self, cache: object) -> bool:
+        return True
+
+
+class ICudaEngine:
     def __init__(self, trt: FakeTensorRt, content: dict[str, Any]) -> None:
-        self.trt, self.spec = trt, GraphSpec.from_json(content["spec"])
-        self.profiles = content["profiles"]
-        self.session = onnxruntime.InferenceSession(content["graph"])
-        self.tensors = {t.name: t for t in (*self.spec.inputs, *self.spec.outputs)}
-        self.num_io_tensors, self.num_optimization_profiles = len(self.tensors), len(self.profiles)
+        self._trt, self._spec = trt, GraphSpec.from_json(content["spec"])
+        self._profiles = content["profiles"]
+        self._session = onnxruntime.InferenceSession(content["graph"])
+        self._tensors = {t.name: t for t in (*self._spec.inputs, *self._spec.outputs)}
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self._profiles)
 
     def get_tensor_name(self, index: int) -> str:
-        return list(self.tensors)[index]
+        return list(self._tensors)[index]
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
-        is_input = name in [t.name for t in self.spec.inputs]
+        is_input = name in [t.name for t in self._spec.inputs]
         return TensorIOMode.INPUT if is_input else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return DataType(self.tensors[name].dtype)
+        return DataType(self._tensors[name].dtype)
 
     def get_tensor_shape(self, name: str) -> list[int]:
-        return [dim if isinstance(dim, int) else -1 for dim in self.tensors[name].shape]
+        return [dim if isinstance(dim, int) else -1 for dim in self._tensors[name].shape]
 
-    def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
-        sizes = self.profiles[profile]
-        dims = self.tensors[name].shape
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
+        sizes = self._profiles[profile_index]
+        dims = self._tensors[name].shape
         return [[d if isinstance(d, int) else sizes[d][i] for d in dims] for i in range(3)]
 
-    def create_execution_context(self, strategy: int) -> _Context:
-        return _Context(self)
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return SCRATCH_BYTES * (1 + profile_index)
+
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
+    def create_execution_context(self, strategy: Any) -> IExecutionContext | None:
+        if self._trt.contexts.total() >= self._trt.max_contexts:
+            return None
+        is_lazy = strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        if isinstance(strategy, IRuntimeConfig):
+            kernels = strategy.dynamic_shapes_kernel_specialization_strategy
+            is_lazy = kernels is DynamicShapesKernelSpecializationStrategy.LAZY
+            strategy = strategy._strategy
+        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        return IExecutionContext(self, is_lazy)
 
 
-class _Context:
-    def __init__(self, engine: _Engine) -> None:
-        self.engine = engine
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.addresses: dict[str, int] = {}
+class IExecutionContext:
+    def __init__(self, engine: ICudaEngine, is_lazy: bool) -> None:
+        self._engine, self._is_lazy = engine, is_lazy
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._graphs: WeakSet[Graph] = WeakSet()
+        self._scratch_bytes = 0
 
-    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        self.profile = profile
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._profile = profile_index
+        self._key = (self._engine._spec.name, profile_index)
+        self._engine._trt.contexts[self._key] += 1
         return True
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % ALIGNMENT == 0
+        self._scratch_bytes = size
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
-        self.shapes[name] = tuple(shape)
+        self._check_unused()
+        low, _, high = self._engine.get_tensor_profile_shape(name, self._profile)
+        self._shapes[name] = tuple(shape)
         return all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
 
-    def set_tensor_address(self, name: str, pointer: int) -> bool:
-        self.addresses[name] = pointer
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self._check_unused()
+        self._addresses[name] = memory
         return True
+
+    def _check_unused(self) -> None:
+        assert not self._graphs, "a context that a CUDA graph was captured from is modified"
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         sizes = {
             dim: size
-            for tensor in self.engine.spec.inputs
-            for dim, size in zip(tensor.shape, self.shapes[tensor.name], strict=True)
+            for tensor in self._engine._spec.inputs
+            for dim, size in zip(tensor.shape, self._shapes[tensor.name], strict=True)
         }
-        dims = self.engine.tensors[name].shape
+        dims = self._engine._tensors[name].shape
         if set(dims) <= {*sizes, *(dim for dim in dims if isinstance(dim, int))}:
             return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in dims)
         # An axis that only the graph knows how to compute.
-        return tuple(self.engine.session.run([name], self._feeds())[0].shape)
+        feeds = {
+            tensor.name: np.zeros(self._shapes[tensor.name], tensor.dtype)
+            for tensor in self._engine._spec.inputs
+        }
+        return tuple(self._engine._session.run([name], feeds)[0].shape)
 
-    def execute_async_v3(self, stream: int) -> bool:
-        engine, spec = self.engine, self.engine.spec
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self._engine._trt.is_capturable
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        spec, trt = self._engine._spec, self._engine._trt
         for output, name in spec.aliases.items():
-            assert self.addresses[output] == self.addresses[name]
-        names = [tensor.name for tensor in spec.outputs]
-        for name, value in zip(names, engine.session.run(names, self._feeds()), strict=True):
-            self._memory(name, self.get_tensor_shape(name))[...] = value
-        engine.trt.calls[spec.name, self.profile] += 1
+            assert self._addresses[output] == self._addresses[name]
+        assert self._scratch_bytes >= SCRATCH_BYTES * (1 + self._profile)
+        stream = Stream.by_ptr[stream_handle]
+        if stream.is_capturing:
+            assert not self._is_lazy, "the graph would keep the kernels for all shapes"
+            trt.captured[self._key] += 1
+        else:
+            trt.launched[self._key] += 1
+        stream.put(_Work(self))
         return True
 
-    def _feeds(self) -> dict[str, np.ndarray]:
-        return {t.name: self._memory(t.name, self.shapes[t.name]) for t in self.engine.spec.inputs}
 
-    def _memory(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        dtype = np.dtype(self.engine.tensors[name].dtype)
-        size = int(np.prod(shape)) * dtype.itemsize
-        memory = (ctypes.c_char * size).from_address(self.addresses[name])
-        return np.frombuffer(memory, dtype).reshape(shape)
+class _Work:
+    """One computation with the shapes and addresses of now.
+
+    Attributes:
+        graphs: of its context, to which a graph that holds it adds itself.
+    """
+
+    def __init__(self, context: IExecutionContext) -> None:
+        self._engine, self._key = context._engine, context._key
+        self._shapes, self._addresses = dict(context._shapes), dict(context._addresses)
+        names = [tensor.name for tensor in self._engine._spec.outputs]
+        self._output_shapes = {name: context.get_tensor_shape(name) for name in names}
+        self.graphs = context._graphs
+
+    def __call__(self) -> None:
+        feeds = {t.name: self._memory(t.name, self._shapes) for t in self._engine._spec.inputs}
+        values = self._engine._session.run(list(self._output_shapes), feeds)
+        for name, value in zip(self._output_shapes, values, strict=True):
+            self._memory(name, self._output_shapes)[...] = value
+        self._engine._trt.computed[self._key] += 1
+
+    def _memory(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+        dtype = np.dtype(self._engine._tensors[name].dtype)
+        size = int(np.prod(shapes[name])) * dtype.itemsize
+        memory = (ctypes.c_char * size).from_address(self._addresses[name])
+        return np.frombuffer(memory, dtype).reshape(shapes[name])

@@ -167,14 +167,15 @@ def gpu_footprint(model: Model, index: int, gpu: Gpu, host_free_bytes: int) -> F
     if model.manifest is not None and not model.is_for_cpu:
         precision = model.manifest.precision
     spec, weights_bytes = _graphs(model, Precision.for_gpu(precision), max_model_len)
+    engine = EngineConfig()
     return Footprint(
         device=f"GPU {index}",
         precision=precision,
         weights_bytes=weights_bytes,
         cache=cache_size(spec, max_model_len),
         activations=_activations(model, score_heads=0),
-        fixed_bytes=GPU_CONTEXT_BYTES,
-        chunk=EngineConfig().max_num_batched_tokens,
+        fixed_bytes=GPU_CONTEXT_BYTES + engine.encoder_cache_bytes,
+        chunk=engine.max_num_batched_tokens,
         free_bytes=host_free_bytes if gpu.free_bytes is None else gpu.free_bytes,
     )
 
