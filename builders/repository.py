@@ -151,6 +151,11 @@ def _encoder(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str
 
 def _decoder(manifest: Manifest) -> str:
     config = EngineConfig()
+    on_gpu = {
+        # Image embeddings are left where the encoder computed them.
+        "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
+        "max_cuda_graphs": str(config.max_cuda_graphs),
+    }
     embeds = map(_with_batch_axis, _embeds(manifest))
     inputs = (*_tokens(manifest), *embeds, _SAMPLING, _CANCEL)
     return (
@@ -167,6 +172,7 @@ def _decoder(manifest: Manifest) -> str:
                 "max_num_batched_tokens": str(config.max_num_batched_tokens),
                 "max_waiting": str(config.max_waiting),
                 "num_threads": str(config.num_threads),
+                **({} if manifest.engine == "onnxruntime" else on_gpu),
             }
         )
     )

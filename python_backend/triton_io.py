@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from python_backend import tensor_names as names
+from python_backend.arrays import Array
 from python_backend.errors import (
     BundleError,
     EngineError,
@@ -55,11 +57,35 @@ def open_model(args: Mapping[str, str]) -> ModelFolder:
 
 def read_tensor(request: Any, name: str) -> np.ndarray:
     """An input as numpy; bytes tensors have dtype object."""
+    tensor = _input(request, name)
+    if not tensor.is_cpu():
+        raise InvalidRequestError(
+            f"input {name} is in a GPU's memory; send it in the host's", param=name
+        )
+    array: np.ndarray = tensor.as_numpy()
+    return array
+
+
+def take_tensor(request: Any, name: str) -> Array:
+    """A copy of an input, in whose memory it is: NumPy, or CuPy for a GPU's.
+
+    Triton gives the GPU's only to models whose config.pbtxt says so.
+    """
+    tensor = _input(request, name)
+    if tensor.is_cpu():
+        return tensor.as_numpy().copy()
+    cupy = import_module("cupy")
+    array = cupy.from_dlpack(tensor).copy()
+    # The copy is only started, and Triton's memory ends with `execute`.
+    cupy.cuda.get_current_stream().synchronize()
+    return array
+
+
+def _input(request: Any, name: str) -> Any:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         raise InvalidRequestError(f"input {name} is missing", param=name)
-    array: np.ndarray = tensor.as_numpy()
-    return array
+    return tensor
 
 
 def has_tensor(request: Any, name: str) -> bool:
@@ -86,11 +112,15 @@ def read_json(request: Any, name: str) -> Any:
         raise InvalidRequestError(f"input {name} must be one JSON text", param=name) from None
 
 
-def to_response(tensors: Mapping[str, np.ndarray]) -> Any:
-    """A response of these outputs; strings go in as object arrays."""
-    return pb_utils.InferenceResponse(
-        [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in tensors.items()]
-    )
+def to_response(tensors: Mapping[str, Array]) -> Any:
+    """A response of these outputs, which stay in a GPU's memory; strings go in as object arrays."""
+    return pb_utils.InferenceResponse([_output(name, array) for name, array in tensors.items()])
+
+
+def _output(name: str, array: Array) -> Any:
+    if isinstance(array, np.ndarray):
+        return pb_utils.Tensor(name, np.ascontiguousarray(array))
+    return pb_utils.Tensor.from_dlpack(name, array)  # waits for what computes it
 
 
 def to_bytes_array(items: Iterable[str]) -> np.ndarray:

@@ -63,7 +63,7 @@ class DecoderModel:
         )
         if self._manifest.sees_images:
             # The encoder's batch axis of one ends here.
-            embeds = triton_io.read_tensor(request, names.IMAGE_EMBEDS)[0].copy()
+            embeds = triton_io.take_tensor(request, names.IMAGE_EMBEDS)[0]
         else:
             embeds = no_image_embeds(self._manifest.decoder.spec)
         request_id = request.request_id()

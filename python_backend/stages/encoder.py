@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from python_backend import tensor_names as names
 from python_backend import triton_io
+from python_backend.arrays import Array
 from python_backend.config import EngineConfig
 from python_backend.families import load_family
 from python_backend.loading import load_vision_encoder
@@ -55,9 +54,7 @@ class EncoderModel:
         features = self._family.split_images(tensors)
         return [EncoderImage(f, h.decode()) for f, h in zip(features, hashes, strict=True)]
 
-    def _encode(
-        self, images: Mapping[int, list[EncoderImage]]
-    ) -> dict[int, np.ndarray | Exception]:
+    def _encode(self, images: Mapping[int, list[EncoderImage]]) -> dict[int, Array | Exception]:
         try:
             embeds = iter(self._encoder.encode([image for row in images.values() for image in row]))
         except Exception as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from threading import Event
+from typing import Any
 
 import numpy as np
 
@@ -41,15 +42,36 @@ class Tensor:
 
     def __init__(self, name: str, array: np.ndarray) -> None:
         assert isinstance(array, np.ndarray)
-        assert array.flags.c_contiguous
         assert array.dtype.kind not in "SU"
+        self._set(name, array)
+
+    def _set(self, name: str, array: Any) -> None:
+        assert array.flags.c_contiguous
         self._name, self._array = name, array
+
+    @classmethod
+    def from_dlpack(cls, name: str, tensor: Any) -> Tensor:
+        """Of an array on a device, which stays there."""
+        assert tensor.__dlpack_device__()[0] != 1, "an array of the host"
+        self = cls.__new__(cls)
+        self._set(name, tensor)
+        return self
 
     def name(self) -> str:
         return self._name
 
+    def is_cpu(self) -> bool:
+        return isinstance(self._array, np.ndarray)
+
     def as_numpy(self) -> np.ndarray:
+        assert self.is_cpu(), "Tensor is stored in GPU and cannot be converted to NumPy."
         return self._array
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        return self._array.__dlpack__(stream=stream)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
 
 
 class InferenceResponse:
@@ -110,9 +132,16 @@ class InferenceRequest:
     """Inputs by name."""
 
     def __init__(
-        self, tensors: Mapping[str, np.ndarray], request_id: str = "", *, decoupled: bool = False
+        self,
+        tensors: Mapping[str, np.ndarray | Tensor],
+        request_id: str = "",
+        *,
+        decoupled: bool = False,
     ) -> None:
-        self._tensors = [Tensor(name, array) for name, array in tensors.items()]
+        self._tensors = [
+            value if isinstance(value, Tensor) else Tensor(name, value)
+            for name, value in tensors.items()
+        ]
         self._request_id = request_id
         self.sender = InferenceResponseSender() if decoupled else None
 

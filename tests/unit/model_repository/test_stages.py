@@ -89,7 +89,7 @@ class Ensemble:
         arrays = prepared.arrays()
         inputs = self._inputs[names.DECODER_SUFFIX]
         tensors = {name: arrays[name] for name in inputs if name in arrays}
-        tensors[names.IMAGE_EMBEDS] = embeds.arrays()[names.IMAGE_EMBEDS]
+        tensors |= {tensor.name(): tensor for tensor in embeds.output_tensors()}
         text = sampling if isinstance(sampling, str) else json.dumps(sampling)
         tensors[names.SAMPLING] = np.array([text.encode()], object)
         request = pb_utils.InferenceRequest(tensors, request_id, decoupled=True)
