@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from builders.options import BuildOptions
+from builders.pipeline import build
+from python_backend.gpu import current_gpu
+from python_backend.manifest import ModelFolder
+from tests.conftest import SilentReport
 from tests.gpu.report import GpuReport
-from triton_vlm.doctor.gpu import GpuQueryError, find_gpus
+from triton_vlm.doctor.gpu import GpuQueryError, find_gpus, find_tensorrt
 
 FOLDER = Path(__file__).parent
+CHECKPOINT = FOLDER.parents[1] / "default_model" / "shapes-vl"
 TIMEOUT_S = 600
 """Engines are built in some of them, which takes minutes."""
 
@@ -37,6 +45,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelFolder]:
+    """From a precision to the default model with engines of it for this machine's GPU."""
+    modules = [library.module for library in find_tensorrt()]
+    if not modules:
+        pytest.skip("TensorRT is not installed: pip install 'triton-vlm[tensorrt]'")
+    pytest.importorskip("cupy")
+    is_rtx = "tensorrt" not in modules
+
+    @cache
+    def engines(precision: str) -> ModelFolder:
+        options = BuildOptions(
+            model=str(CHECKPOINT),
+            output=tmp_path_factory.mktemp(precision),
+            engine="tensorrt_rtx" if is_rtx else "tensorrt",
+            precision=precision,
+            gpus=(current_gpu(),) if is_rtx else (),
+        )
+        return build(options, SilentReport())[0]
+
+    return engines
 
 
 def why_not() -> str:

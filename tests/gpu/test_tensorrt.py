@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 
-from builders.options import BuildOptions
-from builders.pipeline import build
 from builders.verify import recorded_cases, verify
-from python_backend.gpu import current_gpu
 from python_backend.sampling_params import SamplingParams
 from python_backend.vlm import VLM
-from tests.conftest import SilentReport
-from triton_vlm.doctor.gpu import find_tensorrt
+from tests.gpu.conftest import CHECKPOINT
 
-CHECKPOINT = Path(__file__).parents[2] / "default_model" / "shapes-vl"
 # Relative RMS error of logits and embeddings. A format rounds to 2^-8 or 2^-11; a wrong graph is above 1.
 TOLERANCES = {"bf16": 0.1, "fp16": 0.02, "int8": 0.15, "int4": 0.6}
 
 
-@pytest.fixture(scope="module", params=TOLERANCES)
-def model(request, tmp_path_factory):
-    modules = [library.module for library in find_tensorrt()]
-    if not modules:
-        pytest.skip("TensorRT is not installed: pip install 'triton-vlm[tensorrt]'")
-    pytest.importorskip("cupy")
-    is_rtx = "tensorrt" not in modules
-    options = BuildOptions(
-        model=str(CHECKPOINT),
-        output=tmp_path_factory.mktemp("engines"),
-        engine="tensorrt_rtx" if is_rtx else "tensorrt",
-        precision=request.param,
-        gpus=(current_gpu(),) if is_rtx else (),
-    )
-    return build(options, SilentReport())[0]
+@pytest.fixture(params=TOLERANCES)
+def model(request, engines):
+    return engines(request.param)
 
 
 def test_engines_give_the_numbers_of_hugging_face(model, record_property):

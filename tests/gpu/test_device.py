@@ -1,0 +1,188 @@
+"""What stays on the GPU: the cache, CUDA graphs, sampling, and embeddings between the stages."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import time
+
+import fake_cupy
+import numpy as np
+import pytest
+
+from python_backend.arrays import to_host
+from python_backend.config import EngineConfig
+from python_backend.kv_cache import KVCache
+from python_backend.loading import load_runtime
+from python_backend.sampler import Sampler
+from python_backend.sampler_state import SamplerState
+from python_backend.sampling_params import SamplingParams
+from python_backend.vlm import VLM
+from tests.tiny.pictures import png
+from tests.unit.model_repository.test_stages import Ensemble, details
+
+QUESTIONS = ["Hello", "What can you do?", "Thanks", "How are you?", "What is a circle?"]
+CONVERSATIONS = [[{"role": "user", "content": question}] for question in QUESTIONS]
+PICTURE = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "image", "image": png(64, 64)},
+            {"type": "text", "text": "What do you see?"},
+        ],
+    }
+]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+
+
+@pytest.fixture
+def model(engines):
+    return engines("bf16")
+
+
+def _tokens(generations):
+    return [list(generation.token_ids) for generation in generations]
+
+
+def test_what_the_fakes_offer_is_in_cupy():
+    pytest.importorskip("cupy")
+    for owner, used in fake_cupy.names_used().items():
+        module, *rest = owner.split(".")
+        real = functools.reduce(getattr, rest, importlib.import_module(module))
+        missing = [name for name in used if not hasattr(real, name)]
+        assert missing == [], owner
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        GREEDY,
+        SamplingParams(seed=1, max_tokens=24, ignore_eos=True),
+        SamplingParams(seed=2, top_p=0.9, repetition_penalty=1.2, max_tokens=24, logprobs=2),
+    ],
+)
+def test_replayed_steps_give_the_tokens_of_launched_ones(model, params, caplog):
+    """TensorRT-RTX takes other kernels without graphs: there, look at the logits before the graphs."""
+    conversations = [*CONVERSATIONS, PICTURE]
+    answers = []
+    for max_graphs in (0, 64):
+        with VLM(model.folder, EngineConfig(max_cuda_graphs=max_graphs)) as vlm:
+            # Twice, so that steps of every number of rows are replayed with other requests in them.
+            answers.append([_tokens(vlm.generate(conversations, params)) for _ in range(2)])
+    assert answers[0] == answers[1]
+    assert not [record for record in caplog.records if "CUDA graphs" in record.message]
+
+
+def test_a_step_writes_its_row_of_the_cache_in_place(model):
+    """The outputs of the cache are its inputs, and no row but the one that is bound changes."""
+    with load_runtime(model, model.manifest.decoder, EngineConfig()) as runtime:
+        spec = runtime.spec
+        cache = KVCache(spec, 3, runtime.zeros, runtime.min_rows)
+        images = runtime.zeros((1, int(spec.input("image_embeds").shape[1])), "float32")
+        has_axes = len(spec.input("position_ids").shape) == 3
+        positions = np.arange(4)[None]
+        feeds = {
+            "input_ids": np.array([[5, 6, 7, 8]]),
+            "image_index": np.full((1, 4), -1),
+            "image_embeds": images,
+            "position_ids": np.repeat(positions[None], 3, axis=0) if has_axes else positions,
+            "write_indices": np.array([0]),
+            "kv_lengths": np.array([4], np.int32),
+            "logits_index": np.array([[3]]),
+        }
+        runtime.run(feeds, cache.view(1, 2))
+        for array in cache.view(0, 3).tensors.values():
+            rows = to_host(array)
+            assert rows[1, :, :4].any()
+            assert not rows[1, :, 4:].any()
+            assert not rows[[0, 2]].any()
+
+
+def test_a_cancelled_answer_leaves_the_others_as_they_were(model):
+    with VLM(model.folder) as vlm:
+        expected = _tokens(vlm.generate(CONVERSATIONS, GREEDY))
+        engine = vlm._engine
+        requests = [vlm._prepare(conversation, GREEDY) for conversation in CONVERSATIONS]
+        tokens = {request.request_id: [] for request in requests}
+        for request in requests:
+            engine.add_request(request)
+        num_steps = 0
+        while engine.has_unfinished:
+            for output in engine.step():
+                tokens[output.request_id] += output.token_ids
+            num_steps += 1
+            if num_steps == len(requests) * 2 + 4:  # all of them decode
+                assert engine.abort(requests[1].request_id)
+    left = [i for i in range(len(requests)) if i != 1]
+    assert [tokens[requests[i].request_id] for i in left] == [expected[i] for i in left]
+    assert len(tokens[requests[1].request_id]) < GREEDY.max_tokens
+
+
+def test_embeddings_go_from_stage_to_stage_on_the_gpu(model):
+    stages = Ensemble(model.folder.parent, model.folder.name)
+    with VLM(model.folder) as vlm:
+        (expected,) = _tokens(vlm.generate([PICTURE], GREEDY))
+    prepared = stages.prepare(PICTURE)
+    (embeds,) = stages.encode([prepared])
+    (tensor,) = embeds.output_tensors()
+    assert not tensor.is_cpu()
+    sampling = {"temperature": 0, "max_tokens": GREEDY.max_tokens, "ignore_eos": True}
+    running = stages.decode(prepared, embeds, sampling)
+    tensor._array[...] = np.nan  # Triton's memory is its own again when `execute` has returned
+    assert [token for part in details(running) for token in part["token_ids"]] == expected
+    cancel = stages.start(PICTURE, {**sampling, "max_tokens": 200}, "r1")
+    stages.cancel("r1")
+    assert cancel.sender.finished.wait(30)
+    stages.decoder.finalize()
+    stages.encoder.finalize()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.0),
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, top_p=0.9, min_p=0.001),
+        SamplingParams(seed=3, top_k=40, repetition_penalty=1.2, logit_bias={7: 2.0}),
+    ],
+)
+def test_the_device_samples_what_the_host_samples(params):
+    """Up to rounding: one token in a thousand may fall on the other side of a sum."""
+    cupy = pytest.importorskip("cupy")
+    rng, num_rows, vocab_size = np.random.default_rng(0), 8, 50_000
+    host, device = (
+        [SamplerState(params, [1, 2], vocab_size, i, (), module) for i in range(num_rows)]
+        for module in (np, cupy)
+    )
+    num_equal, num_steps, sampler = 0, 125, Sampler()
+    for _ in range(num_steps):
+        logits = rng.normal(0, 2, (num_rows, vocab_size)).astype(np.float32)
+        on_device = cupy.asarray(logits)
+        expected = sampler.sample(logits, host)
+        actual = sampler.sample(on_device, device)
+        for one, other, *states in zip(expected, actual, host, device, strict=True):
+            num_equal += one.token_id == other.token_id
+            for state in states:
+                state.append(one.token_id)
+    assert num_equal >= 0.999 * num_steps * num_rows
+
+
+def test_tokens_per_second_with_and_without_graphs(model, record_property, capsys):
+    """A measurement: it fails only if nothing is generated."""
+    speeds = {}
+    for max_graphs in (0, 64):
+        with VLM(model.folder, EngineConfig(max_cuda_graphs=max_graphs)) as vlm:
+            for num_rows in (1, 8):
+                conversations = (CONVERSATIONS * 2)[:num_rows]
+                params = SamplingParams(temperature=0.0, max_tokens=128, ignore_eos=True)
+                vlm.generate(conversations, params)  # captures
+                start = time.perf_counter()
+                generations = vlm.generate(conversations, params)
+                seconds = time.perf_counter() - start
+                num_tokens = sum(len(tokens) for tokens in _tokens(generations))
+                speeds[f"rows={num_rows} graphs={max_graphs}"] = round(num_tokens / seconds, 1)
+    record_property("tokens_per_second", speeds)
+    with capsys.disabled():
+        print(f"\ntokens per second, shapes-vl bf16: {json.dumps(speeds)}")  # noqa: T201
+    assert all(speeds.values())
