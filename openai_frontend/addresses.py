@@ -56,6 +56,8 @@ class UrlPolicy:
         host = parsed.raw_host.decode("ascii")
         if not host:
             raise refused("it has no host")
+        if "%" in host:
+            raise refused("its host has a percent sign")
         if _NUMERIC_HOST.fullmatch(host) and _parse_ip(host) is None:
             raise refused("its host is not an IP address in the usual form")
         if self._domains and host.lower().rstrip(".") not in self._domains:

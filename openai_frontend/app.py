@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from openai_frontend.admission import AdmissionMiddleware
+from openai_frontend.api_keys import ApiKeys
+from openai_frontend.authentication import PUBLIC_PATHS, AuthenticationMiddleware
 from openai_frontend.backend import Backend
 from openai_frontend.body_limit import BodyLimitMiddleware
 from openai_frontend.chat import ChatService
@@ -16,8 +19,18 @@ from openai_frontend.fetch import MediaFetcher
 from openai_frontend.media import MediaLoader
 from openai_frontend.metrics import Metrics
 from openai_frontend.observability import ObservabilityMiddleware
+from openai_frontend.rate_limit import RateLimitMiddleware
 from openai_frontend.routes import router
 from openai_frontend.settings import Settings
+
+_EXPOSED_HEADERS = (
+    *("x-request-id", "retry-after", "retry-after-ms"),
+    *(
+        f"x-ratelimit-{what}-{unit}"
+        for what in ("limit", "remaining", "reset")
+        for unit in ("requests", "tokens")
+    ),
+)
 
 
 def create_app(
@@ -29,6 +42,9 @@ def create_app(
         settings: how it runs.
         backend: generates text; closed with the application.
         fetcher: replaces the fetching of images in tests.
+
+    Raises:
+        SettingsError: a file or folder that the settings name cannot be used.
     """
     metrics = Metrics()
     fetcher = fetcher or MediaFetcher(settings, metrics.image_fetched)
@@ -51,11 +67,28 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.body_timeout_s,
     )
+    if settings.needs_key:
+        app.add_middleware(RateLimitMiddleware)
     app.add_middleware(
         AdmissionMiddleware,
         max_requests=settings.max_concurrent_requests,
         retry_after_s=settings.retry_after_s,
     )
-    # Added last, so it is outside: refused requests are counted and get a request id too.
+    if settings.needs_key:
+        app.add_middleware(
+            AuthenticationMiddleware,
+            keys=ApiKeys(settings),
+            public_paths=(*PUBLIC_PATHS, "/metrics") if settings.public_metrics else PUBLIC_PATHS,
+        )
+    # Outside of the others, so that refused requests are counted and get a request id too.
     app.add_middleware(ObservabilityMiddleware, metrics=metrics)
+    if settings.cors_origins:
+        # Outermost: browsers send no key with a preflight, and may read a refusal only with its headers.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=_EXPOSED_HEADERS,
+        )
     return app

@@ -20,6 +20,7 @@ from openai_frontend.responses import Answer, ChatAnswer, Choice, CompletionAnsw
 from openai_frontend.sampling import sampling_of
 from openai_frontend.settings import Settings
 from openai_frontend.sse import DONE, dumps, event
+from openai_frontend.token_estimate import estimate_output_tokens, estimate_prompt_tokens
 from openai_frontend.validation import parse_body
 from python_backend.errors import EngineError, InvalidRequestError, VlmError
 
@@ -69,7 +70,7 @@ class ChatService:
         self._backend = backend
         self._media = media
 
-    async def prepare_chat(self, body: bytes, record: RequestRecord) -> Generation:
+    async def prepare_chat(self, body: bytes | bytearray, record: RequestRecord) -> Generation:
         """Check a body of `/v1/chat/completions` and load its images.
 
         Raises:
@@ -79,7 +80,9 @@ class ChatService:
         prompt, sources = to_prompt(request.messages)
         return await self._prepare(request, prompt, "messages", sources, ChatAnswer, record)
 
-    async def prepare_completion(self, body: bytes, record: RequestRecord) -> Generation:
+    async def prepare_completion(
+        self, body: bytes | bytearray, record: RequestRecord
+    ) -> Generation:
         """Check a body of `/v1/completions`.
 
         Raises:
@@ -152,6 +155,9 @@ class ChatService:
                 "model that sees them.",
                 param=sources[0].param,
             )
+        record.reserve_tokens(
+            estimate_prompt_tokens(prompt, len(sources)), estimate_output_tokens(sampling)
+        )
         return Generation(
             model=model,
             prompt=prompt,
@@ -206,7 +212,7 @@ class _Tally:
         """
         if not 0 <= delta.index < self._num_choices or delta.index in self._usages:
             raise EngineError(f"the backend sent text for choice {delta.index}, which is not open")
-        self.record.tokens_arrived()
+        self.record.tokens_arrived(len(delta.token_ids))
         if delta.finish_reason is not None:
             self._usages[delta.index] = delta.usage or Usage(prompt_tokens=0, completion_tokens=0)
             usage = self.usage()

@@ -15,7 +15,7 @@ class ImageSource:
     """Where one image of the prompt comes from.
 
     Attributes:
-        url: `http:`, `https:` or `data:` URL as the client wrote it.
+        url: `http:`, `https:`, `data:` or `file:` URL as the client wrote it.
         param: path of that URL in the request, for error messages.
     """
 

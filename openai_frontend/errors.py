@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
@@ -53,6 +54,50 @@ class UnsupportedEncodingError(InvalidRequestError):
     default_code: ClassVar[str] = "unsupported_content_encoding"
 
 
+class MissingApiKeyError(VlmError):
+    """The request has no API key, and the path needs one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "You didn't provide an API key. You need to provide your API key in an Authorization "
+            "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
+        )
+
+
+class InvalidApiKeyError(VlmError):
+    """The API key of the request is not one of this server's."""
+
+    default_code: ClassVar[str] = "invalid_api_key"
+
+    def __init__(self, key: str) -> None:
+        # Enough to recognize one's own key; a short one may be a password, typed by mistake.
+        shown = f"{key[:5]}***{key[-2:]}" if len(key) >= 16 else "***"
+        super().__init__(f"Incorrect API key provided: {shown}.")
+
+
+class RateLimitError(VlmError):
+    """An API key has used up a limit.
+
+    Args:
+        message: which limit.
+        retry_after_s: when the request would be admitted.
+    """
+
+    default_code: ClassVar[str] = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestRateError(RateLimitError):
+    """Too many requests in a minute."""
+
+
+class TokenRateError(RateLimitError):
+    """Too many tokens in a minute."""
+
+
 class ServiceUnavailableError(VlmError):
     """Triton cannot be reached or is not ready; a later request may succeed."""
 
@@ -64,11 +109,15 @@ class ServiceUnavailableError(VlmError):
 # here is a server error whose details are for the log only.
 _STATUS: dict[type[BaseException], tuple[int, str]] = {
     InvalidRequestError: (400, "invalid_request_error"),
+    MissingApiKeyError: (401, "invalid_request_error"),
+    InvalidApiKeyError: (401, "invalid_request_error"),
     ModelNotFoundError: (404, "invalid_request_error"),
     RequestTimeoutError: (408, "invalid_request_error"),
     RequestTooLargeError: (413, "invalid_request_error"),
     UnsupportedEncodingError: (415, "invalid_request_error"),
     OverloadedError: (429, "requests"),
+    RequestRateError: (429, "requests"),
+    TokenRateError: (429, "tokens"),
     RequestCancelledError: (499, "invalid_request_error"),
     ServiceUnavailableError: (503, "server_error"),
 }
@@ -92,8 +141,13 @@ def error_response(error: BaseException, retry_after_s: int) -> Response:
     """The HTTP answer for `error`; 429 and 503 tell when to come back."""
     status = status_of(error)
     headers: dict[str, str] = {}
-    if status in (429, 503):
+    if isinstance(error, RateLimitError):
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+        headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
+    elif status in (429, 503):
         headers["retry-after"] = str(retry_after_s)
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
     if status == 408:
         # The rest of the body may never come. After 413 the connection stays open: closing it while
         # the client still sends would reset it, and the client would not see the answer.

@@ -18,6 +18,7 @@ from typing import Protocol
 from openai_frontend.addresses import refused
 from openai_frontend.conversation import ImageSource
 from openai_frontend.fetch import too_large
+from openai_frontend.local_files import LocalFiles, is_file_url
 from openai_frontend.settings import Settings
 from python_backend.errors import InvalidImageError, InvalidRequestError
 
@@ -44,6 +45,7 @@ class MediaLoader:
     def __init__(self, settings: Settings, fetcher: Fetcher) -> None:
         self._settings = settings
         self._fetcher = fetcher
+        self._local_files = LocalFiles(settings)
 
     async def load(
         self, sources: Sequence[ImageSource], model_max_images: int | None
@@ -77,14 +79,17 @@ class MediaLoader:
                     files[source.url] = _decode_data_url(source.url)
                     budget.take(len(files[source.url]))
                     check_format(files[source.url])
-        remote = {source.url: source for source in sources if not _is_data_url(source.url)}
-        files |= await self._fetch_all(list(remote.values()), budget)
+        others = {source.url: source for source in sources if not _is_data_url(source.url)}
+        files |= await self._fetch_all(list(others.values()), budget)
         images = [files[source.url] for source in sources]
         # Again over all of them: what was loaded once is sent as often as it is used.
         _ByteBudget(self._settings.max_total_image_bytes).take(sum(map(len, images)))
         return images
 
     def _check_url(self, url: str) -> None:
+        if is_file_url(url):
+            self._local_files.check(url)
+            return
         if not _is_data_url(url):
             self._fetcher.check(url)
             return
@@ -97,7 +102,8 @@ class MediaLoader:
     ) -> dict[str, bytes]:
         async def fetch(source: ImageSource) -> bytes:
             with _blamed_on(source):
-                data = await self._fetcher.fetch(source.url, budget.take)
+                read = self._local_files.read if is_file_url(source.url) else self._fetcher.fetch
+                data = await read(source.url, budget.take)
                 check_format(data)
                 return data
 

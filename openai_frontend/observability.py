@@ -39,6 +39,8 @@ class ObservabilityMiddleware:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = record.request_id
                 headers["x-content-type-options"] = "nosniff"
+                if record.quota is not None:
+                    headers.update(record.quota.headers())
             await send(message)
 
         self._metrics.request_started(record)
@@ -75,12 +77,13 @@ def _log_request(record: RequestRecord) -> None:
     is_worth_reading = record.is_generation or record.final_status >= CLIENT_CLOSED_REQUEST
     _log.log(
         logging.INFO if is_worth_reading else logging.DEBUG,
-        "request %s %s status=%d error=%s model=%s prompt_tokens=%d completion_tokens=%d "
+        "request %s %s status=%d error=%s key=%s model=%s prompt_tokens=%d completion_tokens=%d "
         "ttft_ms=%s tpot_ms=%s total_ms=%.0f",
         record.request_id,
         record.endpoint,
         record.final_status,
         record.error,
+        record.api_key.name if record.api_key else None,
         record.model,
         record.prompt_tokens,
         record.completion_tokens,

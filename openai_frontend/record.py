@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from openai_frontend.api_keys import ApiKey
+from openai_frontend.quota import Quota
+
 GENERATION_ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions"})
 ENDPOINTS = GENERATION_ENDPOINTS | {
     "/v1/models",
@@ -25,23 +28,30 @@ class RequestRecord:
         request_id: the client's `X-Request-Id`, or a generated one.
         backend_request_id: Triton's id of the generation; unlike `request_id` always unique.
         endpoint: route the request belongs to, `other` for an unknown path.
+        api_key: what the client showed, None where none is needed.
         status: HTTP status sent, None before the headers.
         error: code of an error after the headers, `cancelled` when the client left.
         model: model asked for, once it is known to exist.
         prompt_tokens: of the request, counted once for all choices.
         completion_tokens: of all choices.
         num_choices: choices that ended.
+        num_prompt_tokens_estimated: of the prompt, before it was tokenized.
+        num_reserved_tokens: taken from the quota of the key until the end.
     """
 
     request_id: str
     backend_request_id: str
     endpoint: str
+    api_key: ApiKey | None = None
     status: int | None = None
     error: str | None = None
     model: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     num_choices: int = 1
+    num_prompt_tokens_estimated: int = 0
+    num_reserved_tokens: int = 0
+    _num_arrived_tokens: int = 0
     _started_at: float = field(default_factory=time.perf_counter)
     _first_token_at: float | None = None
     _last_token_at: float | None = None
@@ -50,6 +60,19 @@ class RequestRecord:
     def is_generation(self) -> bool:
         """Whether the request asks for text."""
         return self.endpoint in GENERATION_ENDPOINTS
+
+    @property
+    def quota(self) -> Quota | None:
+        """The limits that the request counts under."""
+        return self.api_key.quota if self.api_key and self.is_generation else None
+
+    @property
+    def num_charged_tokens(self) -> int:
+        """Tokens to count against the quota: nothing for a refusal, what was there when the client left."""
+        if self._first_token_at is None and self.final_status != CLIENT_CLOSED_REQUEST:
+            return 0
+        num_prompt_tokens = self.prompt_tokens or self.num_prompt_tokens_estimated
+        return num_prompt_tokens + max(self.completion_tokens, self._num_arrived_tokens)
 
     @property
     def final_status(self) -> int:
@@ -77,8 +100,21 @@ class RequestRecord:
             return None
         return (self._last_token_at - self._first_token_at) / num_intervals
 
-    def tokens_arrived(self) -> None:
-        """Note the time of a response of the decoder."""
+    def reserve_tokens(self, num_prompt_tokens: int, num_output_tokens: int) -> None:
+        """Take an estimate of what the request will use from its quota.
+
+        Raises:
+            TokenRateError: the quota does not have them now.
+            InvalidRequestError: it never will.
+        """
+        if self.quota is not None:
+            self.quota.reserve_tokens(num_prompt_tokens + num_output_tokens)
+            self.num_prompt_tokens_estimated = num_prompt_tokens
+            self.num_reserved_tokens = num_prompt_tokens + num_output_tokens
+
+    def tokens_arrived(self, num_tokens: int) -> None:
+        """Note the time of a response of the decoder, and its tokens."""
+        self._num_arrived_tokens += num_tokens
         self._last_token_at = time.perf_counter()
         if self._first_token_at is None:
             self._first_token_at = self._last_token_at

@@ -1,24 +1,34 @@
 """Settings of the proxy: every value, its default and its help text, in one place.
 
 Each field is also a flag (`max_n` is `--max-n`) and an environment variable (`TRITON_VLM_MAX_N`);
-the flag wins over the variable, the variable over the default.
+the flag wins over the variable, the variable over the default. Secrets have a variable only: every
+user of a machine can read the command lines of its processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 ENVIRONMENT_PREFIX = "TRITON_VLM_"
 _MIB = 1024 * 1024
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+# What browsers send as Origin: no path, not even a slash at the end.
+_ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
 
 
-def _setting(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
+class SettingsError(ValueError):
+    """The proxy cannot run like this; the message is one sentence."""
+
+
+def _setting(default: Any, help_text: str, *, is_secret: bool = False) -> Any:
+    metadata = {"help": help_text, "is_secret": is_secret}
+    return field(default=default, metadata=metadata, repr=not is_secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +38,23 @@ class Settings:
     triton: str = _setting("localhost:8001", "host:port of Triton's gRPC endpoint")
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(9000, "port to listen on")
+
+    api_keys: tuple[str, ...] = _setting(
+        (), "comma-separated API keys, each as a line of the file", is_secret=True
+    )
+    api_key_file: str | None = _setting(
+        None,
+        "file with an API key a line, made by `triton-vlm key`; read again when it has changed",
+    )
+    allow_anonymous: bool = _setting(
+        False, "listen on addresses that others can reach although no API key is needed"
+    )
+    public_metrics: bool = _setting(False, "answer /metrics without an API key")
+    cors_origins: tuple[str, ...] = _setting(
+        (), "comma-separated origins whose web pages may use the API, or *; empty: none"
+    )
+    tls_cert: str | None = _setting(None, "certificate chain in PEM: serve HTTPS, TLS 1.2 or later")
+    tls_key: str | None = _setting(None, "the certificate's private key in PEM")
 
     max_concurrent_requests: int = _setting(256, "generation requests served at the same time")
     max_body_bytes: int = _setting(64 * _MIB, "largest request body")
@@ -52,6 +79,9 @@ class Settings:
         "fetch images from private addresses and any port too; for tests and closed networks, "
         "never where untrusted people can send requests",
     )
+    allowed_media_path: str | None = _setting(
+        None, "folder whose images clients may name by file: URL; without it none"
+    )
 
     models_ttl_s: float = _setting(5.0, "how long the list of Triton's models is remembered")
     retry_after_s: int = _setting(1, "Retry-After of 429 and 503 answers, in seconds")
@@ -64,38 +94,72 @@ class Settings:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             minimum = 0 if setting.name in ("port", "max_media_redirects", "models_ttl_s") else 1e-9
             if is_number and not value >= minimum:  # also true for "nan"
-                raise ValueError(f"{setting.name} is {value}; it must be greater than zero")
+                raise SettingsError(f"{setting.name} is {value}; it must be greater than zero")
         if self.log_level not in ("debug", "info", "warning", "error"):
-            raise ValueError(
+            raise SettingsError(
                 f"log_level is {self.log_level!r}; it must be debug, info, warning or error"
             )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise SettingsError("tls_cert and tls_key belong together; give both or none")
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"cors_origins has {origin!r}; an origin looks like https://app.example.com"
+                )
+        if not (self.needs_key or self.allow_anonymous or _is_loopback(self.host)):
+            raise SettingsError(
+                f"host is {self.host!r}, where others can reach this server, and no API key is "
+                "needed: give --api-key-file (`triton-vlm key` makes one), or --allow-anonymous if "
+                "everyone may use it"
+            )
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether clients need an API key."""
+        return bool(self.api_keys) or self.api_key_file is not None
 
     @classmethod
     def from_command_line(cls, argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-        """Read flags and environment; a wrong value ends the process with a usage message."""
-        parser = argparse.ArgumentParser(
+        """Read flags and environment; `--help` ends the process.
+
+        Raises:
+            SettingsError: a value is wrong, or values do not go together.
+        """
+        parser = _Parser(
             prog="python -m openai_frontend",
             description="OpenAI-compatible HTTP server in front of Triton.",
         )
         types = get_type_hints(cls)
         for setting in dataclasses.fields(cls):
-            _add_flag(parser, setting, types[setting.name])
-        try:
-            values: dict[str, Any] = {
-                setting.name: _parse(types[setting.name], environ[variable], variable)
-                for setting in dataclasses.fields(cls)
-                if (variable := ENVIRONMENT_PREFIX + setting.name.upper()) in environ
-            }
-            return cls(**values | vars(parser.parse_args(argv)))
-        except ValueError as error:
-            parser.error(str(error))
+            if not setting.metadata["is_secret"]:
+                _add_flag(parser, setting, types[setting.name])
+        values: dict[str, Any] = {
+            setting.name: _parse(types[setting.name], environ[variable], variable)
+            for setting in dataclasses.fields(cls)
+            if (variable := ENVIRONMENT_PREFIX + setting.name.upper()) in environ
+        }
+        return cls(**values | vars(parser.parse_args(argv)))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its own message for a wrong command line is a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; --help lists the settings")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _add_flag(
     parser: argparse.ArgumentParser, setting: dataclasses.Field[Any], type_: object
 ) -> None:
     flag = "--" + setting.name.replace("_", "-")
-    shown = ",".join(setting.default) if isinstance(setting.default, tuple) else setting.default
+    shown = "none" if setting.default in ((), None) else setting.default
     help_text = f"{setting.metadata['help']} (default: {shown})"
     # SUPPRESS leaves out what was not given, so that it cannot hide the environment.
     if type_ is bool:
@@ -115,21 +179,21 @@ def _add_flag(
 def _argument(type_: object, text: str, flag: str) -> Any:
     try:
         return _parse(type_, text, flag)
-    except ValueError as error:
+    except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _parse(type_: object, text: str, source: str) -> Any:
     """The value of type `type_` written as `text`, which `source` named."""
-    if type_ is str:
+    if type_ in (str, str | None):
         return text
     if type_ is bool:
         if text.lower() in _TRUE + _FALSE:
             return text.lower() in _TRUE
-        raise ValueError(f"{source} is {text!r}; it must be true or false")
+        raise SettingsError(f"{source} is {text!r}; it must be true or false")
     if type_ is int or type_ is float:
         try:
             return int(text) if type_ is int else float(text)
         except ValueError:
-            raise ValueError(f"{source} is {text!r}; it must be a number") from None
+            raise SettingsError(f"{source} is {text!r}; it must be a number") from None
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +18,20 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
-    """What an image may cost.
+    """What images may cost; sizes are read from the headers before anything is decoded.
 
     Attributes:
         max_file_bytes: of the encoded file.
-        max_pixels: width times height, read from the header before decoding.
+        max_pixels: width times height.
+        max_total_pixels: of all images of a request (CVE-2026-130686: each was under the limit of one).
+        max_aspect_ratio: of the longer side to the shorter one; Qwen's `smart_resize` refuses more.
         min_side: of the shorter side, in pixels (CVE-2026-22773: a 1x1 image crashed a peer).
     """
 
     max_file_bytes: int = 32 * 2**20
     max_pixels: int = 89_478_485
+    max_total_pixels: int = 2**28
+    max_aspect_ratio: int = 200
     min_side: int = 4
 
     def check(self, width: int, height: int) -> None:
@@ -41,6 +46,22 @@ class ImageLimits:
                 f"the image is {width} x {height}; each side needs at least {self.min_side} pixels",
                 code="image_too_small",
             )
+        if max(width, height) > self.max_aspect_ratio * min(width, height):
+            raise InvalidImageError(
+                f"the image is {width} x {height}: one side is more than {self.max_aspect_ratio} times "
+                "the other; crop it"
+            )
+
+    def check_total(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Raise `InvalidImageError` unless pictures of these sizes are allowed in one request."""
+        num_pixels = sum(width * height for width, height in sizes)
+        if num_pixels > self.max_total_pixels:
+            raise InvalidImageError(
+                f"the images of the request have {num_pixels} pixels together, more than "
+                f"{self.max_total_pixels}; send fewer or smaller images",
+                code="image_too_large",
+                param="messages",
+            )
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -50,6 +71,26 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
         InvalidImageError: not one of `FORMATS`, damaged, or outside `limits`. The decoder's own words
             are never passed on (CVE-2026-22778: they held heap addresses).
     """
+    image = _open(data, limits)
+    try:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+    except Exception:
+        raise InvalidImageError(
+            "the image file is damaged or truncated; send it again", code="image_parse_error"
+        ) from None
+
+
+def image_size(data: bytes, limits: ImageLimits) -> tuple[int, int]:
+    """Width and height in pixels, as the header of an encoded file says; nothing is decoded.
+
+    Raises:
+        InvalidImageError: as `decode_image`, but for damage behind the header.
+    """
+    return _open(data, limits).size
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     if not data:
         raise InvalidImageError("the image file is empty", code="empty_image_file")
     if len(data) > limits.max_file_bytes:
@@ -69,13 +110,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
             code="invalid_image_format",
         ) from None
     limits.check(*image.size)
-    try:
-        image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
-    except Exception:
-        raise InvalidImageError(
-            "the image file is damaged or truncated; send it again", code="image_parse_error"
-        ) from None
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from python_backend.chat_template import Conversation
 from python_backend.errors import InvalidImageError, InvalidRequestError, PromptTooLongError
 from python_backend.families import load_family
 from python_backend.families.base import Detail, PreparedImage, PreparedPrompt
-from python_backend.image import ImageLimits, decode_image, image_hash
+from python_backend.image import ImageLimits, decode_image, image_hash, image_size
 from python_backend.manifest import ModelFolder
 
 _DETAILS: tuple[Detail, ...] = ("auto", "low", "high")
@@ -75,14 +76,16 @@ class Preprocessor:
                 f"has {len(images)}.",
                 param="messages",
             )
+        sizes = []
+        for part, data in zip(details, images, strict=True):
+            with _blamed_on(part):
+                sizes.append(image_size(data, self._limits))
+        self._limits.check_total(sizes)
         prepared, hashes = [], []
-        for i, (data, detail) in enumerate(zip(images, details.values(), strict=True)):
-            try:
+        for (part, detail), data in zip(details.items(), images, strict=True):
+            with _blamed_on(part):
                 image = decode_image(data, self._limits)
                 prepared.append(self.family.prepare_image(image, detail, len(images)))
-            except InvalidImageError as error:
-                error.param = list(details)[i]
-                raise
             fingerprint = self._manifest.processor_fingerprint
             # The same picture is another one when it is cut otherwise.
             shapes = {name: array.shape for name, array in prepared[-1].features.items()}
@@ -102,6 +105,16 @@ class Preprocessor:
                 "length of the messages or send fewer or smaller images.",
                 param="messages",
             )
+
+
+@contextmanager
+def _blamed_on(part: str) -> Iterator[None]:
+    """Errors from inside name the image part."""
+    try:
+        yield
+    except InvalidImageError as error:
+        error.param = part
+        raise
 
 
 def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, dict[str, Detail]]:

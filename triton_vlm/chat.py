@@ -34,6 +34,7 @@ class ChatClient:
         model: str | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
+        api_key: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Describe the conversation; nothing is sent yet.
@@ -43,6 +44,7 @@ class ChatClient:
             model: id of the model, None for the first one served.
             max_tokens: longest answer, None for the server's default.
             temperature: 0 always answers the same, None for the server's default.
+            api_key: what the server asks for, None for a server that asks for nothing.
             transport: what carries the requests, None for the network.
         """
         self._url = base_url.rstrip("/")
@@ -52,7 +54,10 @@ class ChatClient:
         self._messages: list[Message] = []
         # A web proxy from the environment is not for this machine's own addresses.
         trust_env = urlsplit(self._url).hostname not in LOOPBACK_HOSTS
-        self._client = httpx.Client(timeout=TIMEOUT, trust_env=trust_env, transport=transport)
+        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._client = httpx.Client(
+            headers=headers, timeout=TIMEOUT, trust_env=trust_env, transport=transport
+        )
 
     def ask(self, question: str, images: Sequence[Path] = ()) -> Iterator[str]:
         """Ask in the course of the conversation; the answer's text as it comes.

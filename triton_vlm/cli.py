@@ -89,14 +89,33 @@ def serve(
             metavar="DIR", help="Folder for the logs. Default: ~/.cache/triton-vlm/serve-PORT."
         ),
     ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Ask clients for a key of this file; see `key`."),
+    ] = None,
+    allow_anonymous: Annotated[
+        bool,
+        typer.Option("--allow-anonymous", help="Let others in, as --host says, without a key."),
+    ] = False,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Certificate chain in PEM: serve HTTPS.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Its private key in PEM.")
+    ] = None,
 ) -> None:
     """Serve a model at http://HOST:PORT/v1 until ctrl-C.
 
-    Limits of the API are set with environment variables: python -m openai_frontend --help.
+    The other settings of the API are environment variables: python -m openai_frontend --help lists
+    them, and --max-n is TRITON_VLM_MAX_N.
     """
     from triton_vlm.serve import ServeOptions
     from triton_vlm.serve import serve as run
 
+    files = {"--api-key-file": api_key_file, "--tls-cert": tls_cert, "--tls-key": tls_key}
+    proxy_arguments = [f"{flag}={path}" for flag, path in files.items() if path is not None]
+    if allow_anonymous:
+        proxy_arguments.append("--allow-anonymous")
     options = ServeOptions(
         model=model,
         repository=repository,
@@ -106,8 +125,37 @@ def serve(
         triton_metrics_port=triton_metrics_port,
         tritonserver=tritonserver,
         log_dir=log_dir,
+        proxy_arguments=proxy_arguments,
     )
     raise typer.Exit(run(options))
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; the log of the API says so.")],
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Most answers a minute. Default: no limit.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens a minute, asked and answered. Default: no limit."),
+    ] = None,
+) -> None:
+    """Make an API key: triton-vlm key alice >> api-keys.
+
+    The output is the line of the key file, which holds only a hash; the key itself is shown once, on
+    the error stream.
+    """
+    from openai_frontend.api_keys import key_line, new_key
+    from openai_frontend.settings import SettingsError
+
+    secret = new_key()
+    try:
+        line = key_line(secret, name, requests_per_minute, tokens_per_minute)
+    except SettingsError:
+        _fail(f"{name!r} cannot be a name: use up to 64 letters, digits and ._-")
+    typer.echo(line)
+    typer.echo(f"The key of {name}, which is not shown again: {secret}", err=True)
 
 
 @app.command()
@@ -127,11 +175,21 @@ def chat(
         float | None, typer.Option(min=0.0, max=2.0, help="0 always answers the same.")
     ] = None,
 ) -> None:
-    """Ask a served model; the answer is shown as it comes."""
+    """Ask a served model; the answer is shown as it comes.
+
+    A server that asks for an API key gets the one in TRITON_VLM_API_KEY.
+    """
     from triton_vlm.chat import ChatClient, ChatError
     from triton_vlm.conversation import converse, show_answer
+    from triton_vlm.ready_block import KEY_VARIABLE
 
-    with ChatClient(url, model=model, max_tokens=max_tokens, temperature=temperature) as client:
+    with ChatClient(
+        url,
+        model=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        api_key=os.environ.get(KEY_VARIABLE),
+    ) as client:
         try:
             if question is None:
                 converse(client, image or [])

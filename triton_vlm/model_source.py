@@ -8,10 +8,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from triton_vlm.child_process import ChildProcess
 from triton_vlm.launch_error import LaunchCancelledError, LaunchError
 from triton_vlm.repository_view import built_models
+
+if TYPE_CHECKING:
+    from python_backend.manifest import Manifest
 
 DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "default_model" / "shapes-vl"
 BUILD_STOP_TIMEOUT_S = 5.0
@@ -105,3 +109,19 @@ def build_model(source: ModelSource, repository: Path, should_stop: Callable[[],
         raise LaunchError(
             f"{source.checkpoint} could not be built: see the builder's message above"
         )
+
+
+def read_manifest(repository: Path, name: str) -> Manifest:
+    """What is known of a built model.
+
+    Raises:
+        LaunchError: it was not built, or only in part.
+    """
+    from python_backend.errors import BundleError
+    from python_backend.manifest import ModelFolder
+
+    try:
+        # The stages refuse an unverified model unless its configuration allows it.
+        return ModelFolder.open(repository / name, allow_unverified=True).manifest
+    except BundleError as error:
+        raise LaunchError(str(error)) from error

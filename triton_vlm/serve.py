@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from triton_vlm.launch_error import LaunchCancelledError, LaunchError
-from triton_vlm.model_source import build_model, find_model
+from triton_vlm.model_source import build_model, find_model, read_manifest
 from triton_vlm.ports import require_free
+from triton_vlm.proxy import read_settings
 from triton_vlm.ready_block import ready_block
 from triton_vlm.stack import ServingStack
 from triton_vlm.status_line import StatusLine
@@ -33,6 +34,7 @@ class ServeOptions:
         triton_metrics_port: port of Triton's metrics on the loopback address, None for a free one.
         tritonserver: the server to use, None to look for one.
         log_dir: folder for the logs, None for one in the person's cache.
+        proxy_arguments: more flags of `python -m openai_frontend`.
     """
 
     model: str | None
@@ -43,6 +45,7 @@ class ServeOptions:
     triton_metrics_port: int | None = None
     tritonserver: Path | None = None
     log_dir: Path | None = None
+    proxy_arguments: Sequence[str] = ()
 
 
 def serve(options: ServeOptions) -> int:
@@ -68,6 +71,7 @@ def _serve(
 ) -> None:
     started_s = time.monotonic()
     # Before a build that may take minutes.
+    read_settings(["--host", options.host, *options.proxy_arguments])
     require_free(options.host, options.port)
     ports = TritonPorts.choose(options.triton_grpc_port, options.triton_metrics_port)
     source = find_model(options.model, options.repository)
@@ -81,15 +85,17 @@ def _serve(
         triton_ports=ports,
         triton_executable=options.tritonserver,
         log_dir=log_dir,
+        proxy_arguments=options.proxy_arguments,
     )
+    manifest = read_manifest(options.repository, source.name)
     try:
         with StatusLine(err, started_s) as status:
             stack.start(on_status=status.show, should_stop=should_stop)
-        model = stack.proxy.models()[0]
         block = ready_block(
             base_url=stack.base_url,
-            model_id=model["id"],
-            sees_images=model["max_images"] != 0,
+            model_id=manifest.served_model_name,
+            sees_images=manifest.sees_images,
+            needs_key=stack.proxy.settings.needs_key,
             triton_metrics_url=stack.triton.metrics_url,
             log_dir=log_dir,
             elapsed_s=time.monotonic() - started_s,

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from python_backend.errors import InvalidImageError
 from python_backend.families.base import (
     LOW_DETAIL_PIXELS,
     Detail,
@@ -22,8 +21,6 @@ from python_backend.families.base import (
     PreparedImage,
 )
 from python_backend.spec import TensorSpec
-
-_MAX_ASPECT_RATIO = 200  # `smart_resize` of the image processor refuses more
 
 
 class Qwen2VL(ModelFamily):
@@ -56,12 +53,6 @@ class Qwen2VL(ModelFamily):
         )
 
     def prepare_image(self, image: Image.Image, detail: Detail, num_images: int) -> PreparedImage:
-        ratio = max(image.size) / min(image.size)
-        if ratio > _MAX_ASPECT_RATIO:
-            raise InvalidImageError(
-                f"the image is {image.width} x {image.height}: one side is more than "
-                f"{_MAX_ASPECT_RATIO} times the other; crop it"
-            )
         size = dict(self._processor.size)
         if detail == "low":
             size["longest_edge"] = max(

@@ -99,6 +99,7 @@ def test_modelopt_says_so_in_a_file_of_its_own(refusal) -> None:
     ],
 )
 def test_code_of_the_checkpoint_is_never_run(refusal, auto_map) -> None:
+    """CVE-2026-65119: code that came with a tokenizer."""
     message = refusal({"model_type": "x", "auto_map": auto_map})
     assert "needs code of its own" in message
     assert "modeling_x.XModel" in message
@@ -113,6 +114,7 @@ def test_code_beside_a_known_model_is_not_needed(refusal) -> None:
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.ckpt"])
 def test_weights_that_are_pickles_are_named(refusal, name) -> None:
+    """CVE-2026-3989: a pickle runs code when it is read."""
     message = refusal(QWEN, (name, *FILES[1:]))
     assert f"pickles only ({name})" in message
     assert "save it again as safetensors" in message

@@ -22,6 +22,7 @@ import pytest
 import yaml  # transformers needs it too
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from openai_frontend.settings import Settings, SettingsError
 from triton_vlm import proxy
 from triton_vlm.ports import LOOPBACK
 from triton_vlm.triton_installation import TritonInstallation
@@ -90,6 +91,8 @@ def seconds(duration: str) -> int:
 
 
 def test_base_images_are_pinned_and_triton_is_recent_enough() -> None:
+    """CVE-2025-23317, CVE-2025-23319, CVE-2025-23320, CVE-2025-23334, CVE-2026-24146, CVE-2026-24208,
+    CVE-2026-47476, CVE-2026-47487 and the rest of NVIDIA's bulletins before that release."""
     for value in ARGUMENTS.values():
         assert re.search(r":\d+\.\d+[\w.-]*$", value), value
     for stage in STAGES.values():
@@ -237,6 +240,24 @@ def test_the_proxy_is_published_on_the_loopback_address_only() -> None:
     assert SERVICES["proxy"]["ports"] == ["127.0.0.1:${PORT:-9000}:9000"]
 
 
+def test_the_proxy_asks_for_a_key_of_a_file_that_must_be_given() -> None:
+    """Deny by default: whoever opens the port to others has keys already."""
+    command = SERVICES["proxy"]["command"]
+    (secret,) = SERVICES["proxy"]["secrets"]
+    assert command[command.index("--api-key-file") + 1] == f"/run/secrets/{secret}"
+    assert COMPOSE["secrets"][secret]["file"].startswith("${API_KEYS:?")
+    settings = Settings.from_command_line(command, {})
+    assert settings.needs_key
+    assert not settings.allow_anonymous
+
+
+def test_the_proxys_image_does_not_start_open(tmp_path: Path) -> None:
+    (arguments,) = STAGES["proxy"].arguments("CMD")
+    with pytest.raises(SettingsError, match="no API key is needed"):
+        Settings.from_command_line(json.loads(arguments), {})
+    Settings.from_command_line(json.loads(arguments), {"TRITON_VLM_API_KEY_FILE": "/keys"})
+
+
 def test_the_proxy_waits_for_a_healthy_triton_and_talks_to_its_port() -> None:
     service = SERVICES["proxy"]
     assert service["depends_on"] == {"triton": {"condition": "service_healthy"}}
@@ -312,7 +333,9 @@ def test_one_container_has_the_same_rights_as_two() -> None:
     assert options["--cap-drop"] == "ALL"
     assert options["--security-opt"] == "no-new-privileges"
     assert options["--tmpfs"] == triton["tmpfs"][0]
-    assert options["--volume"].endswith(":/models:ro")
+    volumes = [run[i + 1] for i, word in enumerate(run) if word == "--volume"]
+    assert all(volume.endswith(":ro") for volume in volumes)
+    assert serve[serve.index("--api-key-file") + 1] in [volume.split(":")[1] for volume in volumes]
     assert options["--publish"] == "127.0.0.1:9000:9000"
     # Where the image's health check looks.
     assert serve[:2] == ["triton-vlm", "serve"]

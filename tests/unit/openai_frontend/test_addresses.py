@@ -53,6 +53,7 @@ from python_backend.errors import InvalidRequestError
     ],
 )
 def test_address_that_is_not_public_is_recognized(address) -> None:
+    """CVE-2026-33626 (GHSA-6w67-hwm5-92mq): exploited within hours for the metadata address."""
     assert not is_public_address(address)
 
 
@@ -93,6 +94,10 @@ def test_public_address_is_recognized(address) -> None:
         "https://example.com/\x00",
         "https://example.com/\x85",
         " https://example.com/",
+        "https://exa%00mple.com/",
+        "http://127.0.0.1%2f.example.com/",
+        "http://example.com%2f@127.0.0.1/",
+        "http://①②⑦.⓪.⓪.①/",
         "https://example.com:22/",
         "http://example.com:8080/",
         "http://example.com:99999/",
@@ -108,7 +113,8 @@ def test_public_address_is_recognized(address) -> None:
     ],
 )
 def test_url_that_is_malformed_or_ambiguous_is_refused(url) -> None:
-    """CVE-2026-24779, CVE-2026-25960: parsers that disagree about the host."""
+    """CVE-2026-24779 (GHSA-qh4c-xf7m-gxfc), CVE-2026-25960 (GHSA-v359-jj2v-j536): parsers that disagree about
+    the host."""
     with pytest.raises(InvalidRequestError) as caught:
         UrlPolicy(Settings()).check_url(url)
     assert caught.value.code == "invalid_image_url"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 
 import openai
 import pytest
 from fake_backend import MODEL, FakeBackend, text_deltas
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from openai_frontend.backend import Delta
 from openai_frontend.errors import ServiceUnavailableError
+from openai_frontend.protocol import ChatCompletionRequest
 from openai_frontend.settings import Settings
 from openai_frontend.unsupported import UNSUPPORTED_CHAT
 from python_backend.errors import (
@@ -164,8 +168,89 @@ async def test_known_field_is_unsupported_unless_it_asks_for_nothing(make_proxy,
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("chat_template", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs"),
+        *("structured_outputs", "guided_regex", "guided_grammar", "regex", "ebnf", "lora_path"),
+        *(
+            "cache_salt",
+            "mm_hashes",
+            "prompt_embeds",
+            "logits_processors",
+            "custom_logit_processor",
+        ),
+    ],
+)
+async def test_fields_that_steer_the_server_are_refused(make_proxy, name) -> None:
+    """CVE-2025-61620 (PYSEC-2026-2013), CVE-2025-62426 (GHSA-69j4-grxj-j64p): templates of clients;
+    CVE-2026-105758 (GHSA-x6mc-67gf-chw4), CVE-2026-105760 (GHSA-58v5-2m8f-94pr), CVE-2026-126396
+    (GHSA-w4cg-mhc7-mgw3): arguments of the image processor; CVE-2026-7304: processors of logits;
+    CVE-2025-29770, GHSA-hf3c-wxg2-49q9, GHSA-389x-67px-mjg3, CVE-2026-55574, PYSEC-2026-3933,
+    GHSA-vrq3-r879-7m65: grammars and regular expressions without a limit."""
+    proxy = make_proxy()
+    for fields in ({name: "x"}, {name: {"x": 1}}, content(image(url="https://x") | {name: "x"})):
+        response = await proxy.chat(**fields)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] in ("unsupported_parameter", "unknown_parameter")
+    assert proxy.backend.calls == []
+
+
+@pytest.mark.parametrize("name", ["uuid", "content_hash", "hash", "id", "cache_key"])
+async def test_ids_and_hashes_of_clients_are_refused(make_proxy, name) -> None:
+    """CVE-2026-105754 (GHSA-ph72-cqr5-qpp7): a hash of the client's poisons or reads the entry of another."""
+    proxy = make_proxy()
+    for part in (image(url="https://x") | {name: "x"}, image(url="https://x", **{name: "x"})):
+        response = await proxy.chat(**content(part))
+        assert response.json()["error"]["code"] == "unknown_parameter"
+        assert response.json()["error"]["param"].endswith(name)
+    assert proxy.backend.calls == []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["image_embeds", "input_embeds", "video_url", "audio_url", "input_audio", "image", "file"],
+)
+async def test_tensors_and_other_media_of_clients_are_refused(make_proxy, kind) -> None:
+    """CVE-2025-62164, CVE-2025-62372, CVE-2026-56340 (GHSA-mcmc-2m55-j8jj), CVE-2026-73557
+    (GHSA-pr7f-p5mw-fc87): tensors that are read from the request."""
+    response = await make_proxy().chat(**content({"type": kind, kind: "AAAA"}))
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "messages[1].content[0].type"
+
+
+TEXTS = st.sampled_from(["", "x", "ä", "🚕", "\0", "123456789", "user", "text", "image_url", "url"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(sorted({*ChatCompletionRequest.model_fields, *UNSUPPORTED_CHAT}))
+
+
+def test_no_body_is_a_server_error(make_proxy) -> None:
+    """CVE-2026-47475: an assertion that a request could reach."""
+    proxy = make_proxy(FakeBackend(text_deltas("a")))
+
+    # Without the phases that look for the smallest or the guilty part of an example: they trace every line.
+    @settings(
+        max_examples=100,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(fields=st.dictionaries(FIELDS, JSON, max_size=4))
+    def check(fields) -> None:
+        response = asyncio.run(proxy.chat(**fields))
+        assert response.status_code in (200, 400, 404), response.text
+
+    check()
+
+
+@pytest.mark.parametrize(
     "body",
     [
+        b"[" * 300 + b"]" * 300,
+        b'{"model":"m","messages":[{"role":"user","content":' + b"[" * 300 + b"]" * 300 + b"}]}",
         b"",
         b"{",
         b"not json",

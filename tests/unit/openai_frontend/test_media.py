@@ -138,7 +138,7 @@ def test_formats_with_dangerous_decoders_do_not_pass(data) -> None:
 
 
 async def test_limits_are_checked_before_anything_is_fetched(make_proxy) -> None:
-    """CVE-2026-100650: a refused request must not make this server fetch."""
+    """CVE-2026-100650 (PYSEC-2026-4184): a refused request must not make this server fetch."""
     fetcher = FakeFetcher(a=PNG)
     proxy = make_proxy(fetcher=fetcher)
     too_many = ["https://a.example/"] * (MODEL.max_images + 1)
@@ -163,7 +163,7 @@ async def test_one_image_has_a_limit_of_bytes(make_proxy) -> None:
 
 
 async def test_all_images_together_have_a_limit_of_bytes(make_proxy) -> None:
-    """CVE-2026-130686: many images, each under the limit of one."""
+    """CVE-2026-130686 (GHSA-5r3c-5x4v-8gjh): many images, each under the limit of one."""
     fetcher = FakeFetcher(a=PNG, b=PNG + b"2")
     proxy = make_proxy(
         FakeBackend(text_deltas("a")),

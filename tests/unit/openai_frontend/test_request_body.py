@@ -27,6 +27,7 @@ async def chunked(body: bytes) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize("is_chunked", [False, True])
 @pytest.mark.parametrize(("room", "status"), [(0, 200), (-1, 413)])
 async def test_body_is_limited_to_the_byte(make_proxy, is_chunked, room, status) -> None:
+    """CVE-2025-33201: Triton and very large payloads."""
     settings = Settings(max_body_bytes=len(BODY) + room)
     proxy = make_proxy(FakeBackend(text_deltas("a")), settings=settings)
     content = chunked(BODY) if is_chunked else BODY

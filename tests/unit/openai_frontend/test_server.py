@@ -25,7 +25,8 @@ from fake_backend import MODEL, FakeBackend, text_deltas
 from openai_frontend.app import create_app
 from openai_frontend.backend import Delta
 from openai_frontend.fetch import MediaFetcher
-from openai_frontend.settings import Settings
+from openai_frontend.settings import Settings, SettingsError
+from openai_frontend.tls import tls_options
 from python_backend.errors import InvalidRequestError
 
 pytestmark = pytest.mark.anyio
@@ -382,3 +383,132 @@ async def test_certificate_is_verified_for_the_name_not_the_address(
                 assert caught.value.code == "failed_to_download_image"
         finally:
             await fetcher.close()
+
+
+async def raw(address: str, request: bytes) -> bytes:
+    """Everything that is answered to bytes that no HTTP client would send."""
+    host, port = address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+def raw_request(*headers: str, body: bytes = b"") -> bytes:
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: proxy", "Connection: close", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Content-Length: 5", "Transfer-Encoding: chunked"),
+        ("Content-Length: 5", "Content-Length: 6"),
+        ("Content-Length: -5",),
+        ("Transfer-Encoding: chunked, identity", "Content-Length: 3"),
+    ],
+)
+async def test_length_that_contradicts_itself_is_refused(headers) -> None:
+    """Request smuggling: two programs that read two lengths; CVE-2026-24206, CVE-2026-24207."""
+    backend = FakeBackend(text_deltas("a"))
+    async with serving(create_app(Settings(), backend)) as address:
+        smuggled = b"0\r\n\r\nPOST /v1/completions HTTP/1.1\r\nHost: proxy\r\n\r\n"
+        answer = await raw(address, raw_request(*headers, body=smuggled))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert backend.calls == []
+
+
+async def test_body_shorter_than_its_length_times_out_on_the_wire() -> None:
+    """A Content-Length that lies."""
+    app = create_app(Settings(body_timeout_s=0.05), FakeBackend())
+    async with serving(app) as address:
+        request = raw_request("Content-Length: 100", body=b"{")
+        answer = await raw(address, request)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_body_longer_than_its_length_is_not_read_on() -> None:
+    """A Content-Length that lies the other way: what follows would have to be a request, and is none."""
+    backend = FakeBackend(text_deltas("a"))
+    body = json.dumps(chat_body()).encode()
+    async with serving(create_app(Settings(), backend)) as address:
+        request = raw_request(f"Content-Length: {len(body)}", body=body + b"rest of a lie\r\n\r\n")
+        answer = await raw(address, request.replace(b"Connection: close\r\n", b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+async def test_body_in_very_many_chunks_is_read_like_any_other() -> None:
+    """CVE-2025-23310, CVE-2025-23311: Triton's HTTP server overflowed its stack by chunks."""
+    backend = FakeBackend(text_deltas("a"))
+    body = json.dumps(chat_body()).encode() + b" " * 20_000
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    async with serving(create_app(Settings(), backend)) as address:
+        answer = await raw(address, raw_request("Transfer-Encoding: chunked", body=chunks))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert len(backend.calls) == 1
+
+
+# TLS
+
+
+@pytest.mark.parametrize(
+    ("version", "is_accepted"),
+    [
+        (ssl.TLSVersion.TLSv1_1, False),
+        (ssl.TLSVersion.TLSv1_2, True),
+        (ssl.TLSVersion.TLSv1_3, True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+async def test_api_is_served_over_tls_1_2_and_later(certificate, version, is_accepted) -> None:
+    settings = Settings(tls_cert=str(certificate[0]), tls_key=str(certificate[1]))
+    context = ssl.create_default_context(cafile=str(certificate[0]))
+    context.set_ciphers("DEFAULT@SECLEVEL=0")  # or OpenSSL would not even offer 1.1
+    context.minimum_version = context.maximum_version = version
+    app = create_app(settings, FakeBackend(text_deltas("a")))
+    options = tls_options(settings)
+    assert options["ssl_context_factory"](None, None).minimum_version is ssl.TLSVersion.TLSv1_2
+    async with serving(app, **options) as address:
+        host, port = address.split(":")
+        connecting = asyncio.open_connection(
+            host, int(port), ssl=context, server_hostname="img.example"
+        )
+        if not is_accepted:
+            with pytest.raises((ssl.SSLError, ConnectionResetError)):
+                await connecting
+            return
+        reader, writer = await connecting
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: img.example\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+def test_no_certificate_is_no_tls() -> None:
+    assert tls_options(Settings()) == {}
+
+
+@pytest.mark.parametrize("case", ["missing", "garbage", "swapped", "encrypted", "other key"])
+def test_certificate_that_cannot_be_used_is_one_sentence(certificate, tmp_path, case) -> None:
+    cert, key = certificate
+    if case == "missing":
+        cert = tmp_path / "missing.pem"
+    elif case == "garbage":
+        cert = tmp_path / "garbage.pem"
+        cert.write_text("no certificate")
+    elif case == "swapped":
+        cert, key = key, cert
+    else:
+        new = tmp_path / "key.pem"
+        command = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"
+        if case == "encrypted":
+            command = f"openssl pkey -in {key} -aes256 -passout pass:secret"
+        subprocess.run([*command.split(), "-out", new], check=True, capture_output=True)
+        key = new
+    with pytest.raises(SettingsError, match="cannot be used") as caught:
+        tls_options(Settings(tls_cert=str(cert), tls_key=str(key)))
+    assert "\n" not in str(caught.value)

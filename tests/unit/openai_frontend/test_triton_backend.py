@@ -170,6 +170,7 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "image_tokens": 1, "cached_
 
 
 async def test_request_carries_the_tensors_of_the_contract() -> None:
+    """CVE-2026-105754: no id or hash of a client's is among them."""
     triton = FakeTriton(script(empty_final()))
     async with connected(triton) as backend:
         assert await collect(backend, (b"one", b"", b"three")) == []

@@ -131,6 +131,7 @@ def test_budget_of_zero_keeps_nothing():
     operations=st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 8))),
 )
 def test_budget_holds_and_what_is_found_is_what_was_put(max_bytes, operations):
+    """CVE-2026-114052: a cache that every request made larger."""
     cache, kept = EncoderCache(max_bytes), {}
     num_gets = 0
     for is_put, name, size in operations:

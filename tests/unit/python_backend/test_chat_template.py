@@ -141,7 +141,7 @@ def test_control_token_divided_between_two_parts_is_text(template):
     ],
 )
 def test_typed_image_placeholder_is_refused(template, conversation, param):
-    """CVE-2026-44222: a placeholder in a text without an image killed a peer's worker."""
+    """CVE-2026-44222 (GHSA-hpv8-x276-m59f): one in a text without an image killed a peer's worker."""
     with pytest.raises(InvalidRequestError) as caught:
         template.token_ids(conversation)
     assert caught.value.param == param

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from python_backend.errors import InvalidImageError
-from python_backend.image import ImageLimits, decode_image, image_hash, to_rgb
+from python_backend.image import ImageLimits, decode_image, image_hash, image_size, to_rgb
 from tests.tiny.pictures import encode, picture, png
 
 LIMITS = ImageLimits()
@@ -125,19 +125,41 @@ def test_cmyk_jpeg_is_read():
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 def test_first_frame_of_an_animation_counts(format):
+    """CVE-2026-54233 (GHSA-6pr9-rp53-2pmc): a small file whose frames unpack to gigabytes."""
     frames = [Image.new("RGB", (8, 8), color) for color in ((250, 0, 0), (0, 0, 250))]
     options = {"lossless": True} if format == "WEBP" else {}
     data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
     assert _corner(decode_image(data, LIMITS)) == (250, 0, 0)
 
 
+def test_later_frames_are_never_decoded():
+    """CVE-2026-54233: the second frame is damaged, which nobody notices."""
+    frames = [picture(60, 60), picture(60, 60).rotate(90)]
+    data = bytearray(encode(frames[0], "PNG", save_all=True, append_images=frames[1:]))
+    start = data.index(b"fdAT")
+    data[start + 8 : start + 200] = bytes(192)
+    assert decode_image(bytes(data), LIMITS).tobytes() == frames[0].tobytes()
+
+
 # --- refusals --------------------------------------------------------------------------------------
 
 
-def test_bomb_is_refused_by_its_header():
-    """200 bytes that say 20000 x 20000."""
-    error = _refusal(_png_header(20_000, 20_000))
+@pytest.mark.parametrize("size", [(20_000, 20_000), (10_000, 9_000)])
+def test_bomb_is_refused_by_its_header(size):
+    """CVE-2026-55379: Pillow only warns up to twice its limit, as for the second size."""
+    error = _refusal(_png_header(*size))
     assert error.code == "image_too_large"
+
+
+def test_text_in_a_picture_is_not_unpacked_without_a_limit():
+    """CVE-2026-24264: kilobytes of compressed comment that are megabytes."""
+    comment = b"comment\0\0" + zlib.compress(bytes(100 * 2**20))
+    text = struct.pack(">I", len(comment)) + b"zTXt" + comment
+    text += struct.pack(">I", zlib.crc32(b"zTXt" + comment))
+    data = png(30, 30)
+    end_of_header = 8 + 25
+    error = _refusal(data[:end_of_header] + text + data[end_of_header:])
+    assert error.code == "invalid_image_format"
 
 
 def test_picture_over_the_limit_is_refused_before_it_is_decoded():
@@ -148,8 +170,32 @@ def test_picture_over_the_limit_is_refused_before_it_is_decoded():
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 100), (100, 3)])
 def test_tiny_picture_is_refused(size):
-    """CVE-2026-22773: a 1x1 image crashed a peer."""
+    """CVE-2026-22773 (GHSA-grg2-63fw-f2qr): a 1x1 image crashed a peer."""
     assert _refusal(png(*size)).code == "image_too_small"
+
+
+@pytest.mark.parametrize("size", [(1000, 4), (4, 1000)])
+def test_extreme_aspect_ratio_is_refused(size):
+    """CVE-2026-22773: a crop or a resize would leave a side of nothing."""
+    assert "more than 200 times" in _refusal(png(*size)).message
+    width, height = (max(side * 4 // 5, 4) for side in size)
+    assert decode_image(png(width, height), LIMITS).size == (width, height)
+
+
+def test_size_is_read_without_decoding():
+    """The pixels are missing, and nobody asks for them."""
+    assert image_size(_png_header(30, 20), LIMITS) == (30, 20)
+    with pytest.raises(InvalidImageError):
+        image_size(_png_header(30, 20), ImageLimits(max_pixels=599))
+
+
+def test_all_pictures_together_have_a_limit_of_pixels():
+    """CVE-2026-130686: many pictures, each under the limit of one."""
+    limits = ImageLimits(max_total_pixels=1800)
+    limits.check_total([(30, 30)] * 2)
+    with pytest.raises(InvalidImageError, match="together") as caught:
+        limits.check_total([(30, 30)] * 3)
+    assert caught.value.code == "image_too_large"
 
 
 def test_smallest_picture_is_taken():
@@ -170,6 +216,18 @@ def test_file_with_damaged_pixels_is_refused():
     data = bytearray(png(60, 60))
     data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
     assert _refusal(bytes(data)).code == "image_parse_error"
+
+
+def test_decoders_words_are_never_passed_on():
+    """CVE-2026-22778: a message of Pillow held a heap address; CVE-2026-47622."""
+    damaged = bytearray(png(60, 60))
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 40] = bytes(40)
+    own_words = {
+        "the image file is damaged or truncated; send it again",
+        "the file is not a readable image; send one of PNG, JPEG, WEBP, GIF",
+    }
+    for data in (bytes(damaged), png(60, 60)[:100], b"\x89PNG\r\n\x1a\n" + bytes(99), b"GIF89a"):
+        assert _refusal(data).message in own_words
 
 
 @pytest.mark.parametrize("format", ["TIFF", "BMP", "PPM", "ICO", "JPEG2000", "TGA", "PCX"])
@@ -203,7 +261,8 @@ def test_large_file_is_refused_by_its_length():
 
 
 def test_equal_pixels_in_another_shape_have_another_hash():
-    """CVE-2025-46722, CVE-2026-24255: 30x100 and 100x30 pictures shared a cache entry."""
+    """CVE-2025-46722 (GHSA-c65p-x677-fgj6, PYSEC-2025-43), CVE-2026-24255: 30x100 and 100x30 pictures
+    shared a cache entry."""
     pixels = bytes(range(250)) * 36
     wide, tall = (Image.frombytes("RGB", size, pixels) for size in ((100, 30), (30, 100)))
     assert wide.tobytes() == tall.tobytes()

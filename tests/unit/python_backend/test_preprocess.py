@@ -129,6 +129,16 @@ def test_own_limits_are_obeyed(tied):
         preprocessor.prepare(_user([IMAGE]), [png(30, 30)])
 
 
+def test_pixels_of_all_images_are_counted_before_one_is_decoded(tied):
+    """CVE-2026-130686: many pictures, each under the limit of one."""
+    preprocessor = Preprocessor(tied.model, ImageLimits(max_total_pixels=1799))
+    truncated = png(30, 30)[:60]
+    with pytest.raises(InvalidImageError, match="1800 pixels together") as caught:
+        preprocessor.prepare(_user([IMAGE, IMAGE]), [truncated, truncated])
+    assert caught.value.param == "messages"
+    preprocessor.prepare(_user([IMAGE]), [png(30, 30)])
+
+
 def _length(preprocessor, prompt, images=()):
     return len(preprocessor.prepare(prompt, images).prompt.token_ids)
 
@@ -150,9 +160,10 @@ def test_prompt_must_leave_room_for_one_token(tied, preprocessor, images):
 
 
 def test_picture_that_is_too_large_for_the_context_is_refused_at_once(tied):
-    """The second file is never looked at."""
+    """CVE-2026-24271; the second file is damaged, and never decoded."""
+    images = [png(90, 90), png(90, 90)[:100]]
     with pytest.raises(PromptTooLongError):
-        _with_max_model_len(tied, 5).prepare(_user([IMAGE, IMAGE]), [png(90, 90), b"no picture"])
+        _with_max_model_len(tied, 5).prepare(_user([IMAGE, IMAGE]), images)
 
 
 def test_placeholders_are_expanded_and_indexed_in_order(preprocessor):

@@ -48,6 +48,20 @@ def test_an_answer_comes_piece_by_piece_from_the_first_model_served() -> None:
     assert (body["max_completion_tokens"], body["temperature"], body["stream"]) == (5, 0.0, True)
 
 
+@pytest.mark.parametrize(("api_key", "header"), [("sk-1", "Bearer sk-1"), (None, None)])
+def test_a_key_is_sent_with_every_request(api_key: str | None, header: str | None) -> None:
+    sent = []
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers.get("authorization"))
+        return server(request)
+
+    server = Server(lambda: httpx.Response(200, content=events("Red.")))
+    with ChatClient(URL, transport=httpx.MockTransport(serve), api_key=api_key) as client:
+        list(client.ask("Colour?"))
+    assert sent == [header, header]
+
+
 def test_a_picture_is_sent_before_its_question(tmp_path: Path) -> None:
     picture = tmp_path / "picture.webp"
     picture.write_bytes(b"RIFF")

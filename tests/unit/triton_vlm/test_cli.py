@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from openai_frontend.api_keys import ApiKeys
+from openai_frontend.settings import Settings
 from triton_vlm.cli import app
 
 HEAVY = ("httpx", "numpy", "onnx", "onnxruntime", "transformers", "tritonclient", "fastapi")
@@ -19,7 +21,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.parametrize("command", ["build", "serve", "chat", "generate", "doctor"])
+@pytest.mark.parametrize("command", ["build", "serve", "chat", "generate", "doctor", "key"])
 def test_help_lists_every_command(command: str) -> None:
     assert command in run("--help")[1]
 
@@ -69,3 +71,32 @@ def test_generate_with_a_folder_that_is_no_model_is_one_sentence(tmp_path: Path)
     assert status == 1
     assert output.startswith("Error: ")
     assert "Traceback" not in output
+
+
+def test_serve_refuses_an_open_server_for_others_in_one_sentence(tmp_path: Path) -> None:
+    status, output = run("serve", "m", "--host", "0.0.0.0", "--repository", str(tmp_path))
+    assert status == 1
+    assert output.startswith("Error: host is '0.0.0.0', where others can reach this server")
+    assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--api-key-file", "--tls-cert"])
+def test_serve_refuses_files_of_the_proxy_before_it_builds(tmp_path: Path, option: str) -> None:
+    missing = str(tmp_path / "missing")
+    options = [option, missing, *(["--tls-key", missing] if option == "--tls-cert" else [])]
+    status, output = run("serve", "m", "--repository", str(tmp_path), *options)
+    assert status == 1
+    assert missing in output
+    assert output.count("\n") == 1
+
+
+def test_key_prints_the_line_of_the_file_and_shows_the_key_beside_it(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["key", "alice", "--requests-per-minute", "60"])
+    path = tmp_path / "keys"
+    path.write_text(result.stdout)
+    secret = result.stderr.split()[-1]
+    assert secret not in result.stdout
+    found = ApiKeys(Settings(api_key_file=str(path))).find(secret.encode())
+    assert found is not None
+    assert (found.name, found.requests_per_minute) == ("alice", 60)
+    assert run("key", "two words")[0] == 1

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from triton_vlm.ready_block import ready_block
@@ -18,11 +19,12 @@ def test_the_sample_picture_is_a_red_circle_on_white() -> None:
     assert picture.getpixel((0, 0)) == picture.getpixel((SIZE - 1, SIZE // 2)) == (255, 255, 255)
 
 
-def make_block(log_dir: Path, *, sees_images: bool) -> str:
+def make_block(log_dir: Path, *, sees_images: bool, needs_key: bool = False) -> str:
     return ready_block(
         base_url="http://127.0.0.1:9000/v1",
         model_id="shapes-vl",
         sees_images=sees_images,
+        needs_key=needs_key,
         triton_metrics_url="http://127.0.0.1:8002/metrics",
         log_dir=log_dir,
         elapsed_s=3.21,
@@ -52,3 +54,15 @@ def test_the_block_holds_commands_that_can_be_copied(tmp_path: Path) -> None:
     assert body["model"] == "shapes-vl"
     python = block[block.index("import base64") :]
     compile(python, "snippet", "exec")
+
+
+@pytest.mark.parametrize("sees_images", [True, False])
+def test_commands_take_the_key_from_the_environment(tmp_path: Path, sees_images: bool) -> None:
+    block = make_block(tmp_path, sees_images=sees_images, needs_key=True)
+    assert "export TRITON_VLM_API_KEY=" in block
+    curl = next(line for line in block.splitlines() if line.startswith("curl"))
+    assert '-H "Authorization: Bearer $TRITON_VLM_API_KEY"' in curl
+    python = block[block.index("\nimport ") :]
+    compile(python, "snippet", "exec")
+    assert 'api_key=os.environ["TRITON_VLM_API_KEY"]' in python
+    assert "TRITON_VLM_API_KEY" not in make_block(tmp_path, sees_images=sees_images)

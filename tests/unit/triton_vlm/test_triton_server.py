@@ -19,6 +19,9 @@ exit 1
 
 
 def test_triton_listens_on_the_loopback_address_only() -> None:
+    """CVE-2026-7301, CVE-2026-24229: inner sockets that everyone could reach; CVE-2025-23310, CVE-2025-23311:
+    Triton's HTTP; CVE-2025-23316: its model control; CVE-2026-24206, CVE-2026-24207, CVE-2026-47481: its
+    authentication."""
     installation = TritonInstallation(
         executable=Path("/opt/bin/tritonserver"), backend_directory=Path("/run/backends")
     )
