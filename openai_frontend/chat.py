@@ -20,6 +20,7 @@ from openai_frontend.responses import Answer, ChatAnswer, Choice, CompletionAnsw
 from openai_frontend.sampling import sampling_of
 from openai_frontend.settings import Settings
 from openai_frontend.sse import DONE, dumps, event
+from openai_frontend.structured_output import grammar_of
 from openai_frontend.validation import parse_body
 from python_backend.errors import EngineError, InvalidRequestError, VlmError
 
@@ -38,6 +39,7 @@ class Generation:
         prompt_param: field of the request that the prompt came from.
         images: encoded files, until they are taken.
         sampling: SAMPLING JSON.
+        grammar_param: field of the request that its grammar came from, if it has one.
         answer: shape of the answer.
         is_stream: whether the client wants events.
     """
@@ -47,6 +49,7 @@ class Generation:
     prompt_param: str
     images: list[bytes]
     sampling: dict[str, Any]
+    grammar_param: str | None
     answer: Answer
     is_stream: bool
 
@@ -142,6 +145,9 @@ class ChatService:
         record: RequestRecord,
     ) -> Generation:
         sampling = sampling_of(request, self._settings.max_n)
+        grammar_param = None
+        if (grammar := grammar_of(request)) is not None:
+            grammar_param, sampling["grammar"] = grammar
         model = await self._backend.find_model(request.model)
         if model is None:
             raise ModelNotFoundError(request.model)
@@ -158,6 +164,7 @@ class ChatService:
             prompt_param=prompt_param,
             images=await self._media.load(sources, model.max_images),
             sampling=sampling,
+            grammar_param=grammar_param,
             answer=answer_type(
                 answer_id=uuid.uuid4().hex,
                 created=int(time.time()),
@@ -186,6 +193,8 @@ class ChatService:
             except InvalidRequestError as error:
                 if error.param in _PROMPT_PARAMS:
                     error.param = generation.prompt_param
+                elif generation.grammar_param and (error.param or "").startswith("grammar"):
+                    error.param = generation.grammar_param
                 raise
         tally.check_complete()
 

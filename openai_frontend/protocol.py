@@ -102,6 +102,36 @@ class StreamOptions(_Fields):
     include_usage: bool | None = None
 
 
+JsonSchema = dict[str, Any] | bool
+
+
+class NamedSchema(_Fields):
+    """A JSON schema with what OpenAI wants to know besides; `strict` is what happens anyway."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    schema_: JsonSchema = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Fields):
+    """What the answer must be; `schema` beside `json_object` is llama.cpp's way to write it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+    schema_: JsonSchema | None = Field(None, alias="schema")
+
+
+class StructuredOutputs(_Fields):
+    """vLLM's way to say what the answer must be; one of its fields."""
+
+    json_: JsonSchema | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
 def _stop_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
@@ -138,6 +168,10 @@ class GenerationFields(_Fields):
         ]
         | None
     ) = Field(None, max_length=1024)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    regex: str | None = None
+    ebnf: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=512)

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from python_backend.errors import VlmError
 from python_backend.families.base import PreparedPrompt
 from python_backend.sampling_params import SamplingParams
+from python_backend.structured_output import Constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +23,14 @@ class GenerationRequest:
         prompt: token ids, image index and positions.
         image_embeds: [num_embeds, hidden_size]; no rows for a request without images.
         params: how to sample.
+        constraint: what `params.grammar` was compiled to; None without one.
     """
 
     request_id: str
     prompt: PreparedPrompt
     image_embeds: np.ndarray
     params: SamplingParams
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +89,16 @@ class RequestOutput:
             later.usage,
             later.is_last,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailure:
+    """A request that ended without its answer.
+
+    Attributes:
+        request_id: whose.
+        error: what to tell the client.
+    """
+
+    request_id: str
+    error: VlmError

@@ -1,8 +1,8 @@
 """Logits to token ids: greedy or random, one row per choice, each independent of the others.
 
 The order of operations on a row is vLLM's: logit bias, `min_tokens`, repetition, frequency and
-presence penalties, then temperature, top-k, top-p, min-p. Log probabilities are those of the model,
-before any of it (vLLM's `raw_logprobs`).
+presence penalties, the grammar, then temperature, top-k, top-p, min-p. Log probabilities are those
+of the model, before any of it (vLLM's `raw_logprobs`).
 
 Sorting a vocabulary of 150 000 tokens takes some 20 ms, so only the tokens that a cut may keep are
 sorted. They are found by selection, and the result is that of a full sort.
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from python_backend.errors import EngineError, InvalidRequestError
 from python_backend.sampling_params import SamplingParams
+from python_backend.structured_output import Constraint
 
 _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]
@@ -97,6 +98,7 @@ class SamplerState:
         vocab_size: V.
         choice_index: which of the `params.n` choices; each draws other random numbers.
         eos_token_ids: not generated before `params.min_tokens` tokens, unless `params.ignore_eos`.
+        constraint: what `params.grammar` was compiled to; this choice's own.
 
     Raises:
         InvalidRequestError: a token id in `params` is outside the vocabulary.
@@ -109,8 +111,10 @@ class SamplerState:
         vocab_size: int,
         choice_index: int,
         eos_token_ids: Iterable[int],
+        constraint: Constraint | None = None,
     ) -> None:
         self.params = params
+        self.constraint = constraint
         self.num_output_tokens = 0
         self.generator = _new_generator(params.seed, choice_index)
 
@@ -138,6 +142,8 @@ class SamplerState:
     def append(self, token_id: int) -> None:
         """Record a token that was added to the output."""
         self.num_output_tokens += 1
+        if self.constraint is not None:
+            self.constraint.append(token_id)
         if self._output is not None:
             self._output.add(token_id)
         if self._seen is not None:
@@ -229,21 +235,34 @@ class Sampler:
         if not is_finite.all():
             rows = np.flatnonzero(~is_finite).tolist()
             raise EngineError(f"the logits of rows {rows} have no finite maximum")
+        allowed = _allowed_tokens(states, logits.shape[1])
         return [
-            self._sample_row(row, state, token_id)
-            for row, state, token_id in zip(logits, states, most_likely.tolist(), strict=True)
+            self._sample_row(row, state, token_id, allowed.get(i))
+            for i, (row, state, token_id) in enumerate(
+                zip(logits, states, most_likely.tolist(), strict=True)
+            )
         ]
 
-    def _sample_row(self, row: _Floats, state: SamplerState, most_likely: int) -> SampledToken:
+    def _sample_row(
+        self,
+        row: _Floats,
+        state: SamplerState,
+        most_likely: int,
+        allowed: npt.NDArray[np.bool_] | None,
+    ) -> SampledToken:
         num_logprobs = state.params.logprobs
         model_row = row
-        if state.changes_logits:
+        if state.changes_logits or allowed is not None:
             if num_logprobs is not None or not row.flags.writeable:
                 row = row.copy()
             state.change_logits(row)
+            if allowed is not None:
+                row[~allowed] = -np.inf
             most_likely = int(row.argmax())
             if not np.isfinite(row[most_likely]):
-                raise EngineError("bias, penalties and min_tokens leave no token to choose")
+                raise EngineError(
+                    "bias, penalties, min_tokens and grammar leave no token to choose"
+                )
         greedy = state.params.is_greedy
         token_id = most_likely if greedy else self._draw(row, row[most_likely], state)
         if num_logprobs is None:
@@ -284,6 +303,25 @@ class Sampler:
         _exp_weights(row, peak, temperature, out=flat[: len(row)])
         flat[len(row) :] = 0
         return self._weights
+
+
+def _allowed_tokens(
+    states: Sequence[SamplerState], vocab_size: int
+) -> dict[int, npt.NDArray[np.bool_]]:
+    """For each row whose grammar can be followed, bool [V]: the tokens that may come next."""
+    rows, constraints = [], []
+    for row, state in enumerate(states):
+        if state.constraint is not None and not state.constraint.error:
+            rows.append(row)
+            constraints.append(state.constraint)
+    if not rows:
+        return {}
+    masks = Constraint.allowed_tokens(constraints, vocab_size)
+    return {
+        row: mask
+        for row, constraint, mask in zip(rows, constraints, masks, strict=True)
+        if not constraint.error
+    }
 
 
 def _exp_weights(
