@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from openai_frontend.admission import AdmissionMiddleware
+from openai_frontend.anthropic_messages import AnthropicErrorsMiddleware
 from openai_frontend.backend import Backend
 from openai_frontend.body_limit import BodyLimitMiddleware
 from openai_frontend.chat import ChatService
@@ -56,6 +57,7 @@ def create_app(
         max_requests=settings.max_concurrent_requests,
         retry_after_s=settings.retry_after_s,
     )
+    app.add_middleware(AnthropicErrorsMiddleware)
     # Added last, so it is outside: refused requests are counted and get a request id too.
     app.add_middleware(ObservabilityMiddleware, metrics=metrics)
     return app

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-GENERATION_ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions"})
+GENERATION_ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages"})
 ENDPOINTS = GENERATION_ENDPOINTS | {
+    "/v1/messages/count_tokens",
+    "/tokenize",
     "/v1/models",
     "/v1/models/{model}",
     "/health/live",

@@ -72,6 +72,18 @@ UNSUPPORTED_MESSAGE: dict[str, tuple[object, ...]] = {
     "tool_calls": ([],),
 }
 
+# Of Anthropic's Messages API.
+UNSUPPORTED_MESSAGES: dict[str, tuple[object, ...]] = {
+    "container": (),
+    "context_management": (),
+    "mcp_servers": (),
+    "output_config": (),
+    "service_tier": ("auto", "standard_only"),
+    "thinking": ({"type": "disabled"},),
+    "tool_choice": (),
+    "tools": ([],),
+}
+
 
 def without_unsupported(
     fields: Mapping[str, Any], unsupported: Mapping[str, tuple[object, ...]], path: str = ""

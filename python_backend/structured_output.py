@@ -32,7 +32,7 @@ from python_backend.sampling_params import Grammar
 _MAX_CACHED: Final = 32
 _MAX_SHOWN_CHARS: Final = 200
 # In llguidance's units. With its defaults a regex of 20 characters takes seconds of a core.
-_LIMITS: Final = {
+_LIMITS: Final[dict[str, Any]] = {
     "initial_lexer_fuel": 200_000,
     "step_lexer_fuel": 50_000,
     "max_lexer_states": 10_000,  # up to 2 kB each
