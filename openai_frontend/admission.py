@@ -1,4 +1,4 @@
-"""Middleware that bounds how many generation requests are in this process at a time.
+"""Middleware that bounds how many requests with a prompt are in this process at a time.
 
 The decoder has a waiting queue of its own, but a request costs memory here, for its body and its
 images, before it gets there.
@@ -14,7 +14,7 @@ from python_backend.errors import OverloadedError
 
 
 class AdmissionMiddleware:
-    """Refuses generation requests over the limit before their body is read."""
+    """Refuses requests with a prompt over the limit before their body is read."""
 
     def __init__(self, app: ASGIApp, *, max_requests: int, retry_after_s: int) -> None:
         self._app = app
@@ -25,7 +25,7 @@ class AdmissionMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve or refuse one request (ASGI)."""
         record: RequestRecord | None = scope.get("state", {}).get("record")
-        if record is None or not record.is_generation:
+        if record is None or not record.takes_prompt:
             await self._app(scope, receive, send)
             return
         if self._num_requests >= self._max_requests:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from openai_frontend.admission import AdmissionMiddleware
+from openai_frontend.anthropic_messages import AnthropicErrorsMiddleware
 from openai_frontend.api_keys import ApiKeys
 from openai_frontend.authentication import PUBLIC_PATHS, AuthenticationMiddleware
 from openai_frontend.backend import Backend
@@ -80,6 +81,7 @@ def create_app(
             keys=ApiKeys(settings),
             public_paths=(*PUBLIC_PATHS, "/metrics") if settings.public_metrics else PUBLIC_PATHS,
         )
+    app.add_middleware(AnthropicErrorsMiddleware)
     # Outside of the others, so that refused requests are counted and get a request id too.
     app.add_middleware(ObservabilityMiddleware, metrics=metrics)
     if settings.cors_origins:

@@ -96,6 +96,16 @@ class Backend(Protocol):
         """
         ...
 
+    async def tokenize(
+        self, model: str, prompt: dict[str, Any], images: Sequence[bytes]
+    ) -> list[int]:
+        """The tokens of a prompt, image placeholders included; arguments as of `generate`.
+
+        Raises:
+            VlmError: the prompt was refused.
+        """
+        ...
+
     async def models(self) -> list[ModelInfo]:
         """The models that can be asked for now; may be a few seconds old."""
         ...

@@ -5,21 +5,31 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from openai_frontend.anthropic_messages import (
+    CountTokensRequest,
+    MessagesAnswer,
+    MessagesRequest,
+)
 from openai_frontend.backend import Backend, Delta, ModelInfo, Usage
 from openai_frontend.conversation import ImageSource, to_prompt
-from openai_frontend.errors import ModelNotFoundError, error_body
+from openai_frontend.errors import ModelNotFoundError
 from openai_frontend.media import MediaLoader
-from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest, GenerationFields
+from openai_frontend.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationFields,
+    TokenizeRequest,
+)
 from openai_frontend.record import RequestRecord
 from openai_frontend.responses import Answer, ChatAnswer, Choice, CompletionAnswer
 from openai_frontend.sampling import sampling_of
 from openai_frontend.settings import Settings
-from openai_frontend.sse import DONE, dumps, event
+from openai_frontend.structured_output import grammar_of
 from openai_frontend.token_estimate import estimate_output_tokens, estimate_prompt_tokens
 from openai_frontend.validation import parse_body
 from python_backend.errors import EngineError, InvalidRequestError, VlmError
@@ -39,6 +49,7 @@ class Generation:
         prompt_param: field of the request that the prompt came from.
         images: encoded files, until they are taken.
         sampling: SAMPLING JSON.
+        grammar_param: field of the request that its grammar came from, if it has one.
         answer: shape of the answer.
         is_stream: whether the client wants events.
     """
@@ -48,6 +59,7 @@ class Generation:
     prompt_param: str
     images: list[bytes]
     sampling: dict[str, Any]
+    grammar_param: str | None
     answer: Answer
     is_stream: bool
 
@@ -79,6 +91,64 @@ class ChatService:
         request = parse_body(body, ChatCompletionRequest)
         prompt, sources = to_prompt(request.messages)
         return await self._prepare(request, prompt, "messages", sources, ChatAnswer, record)
+
+    async def prepare_messages(self, body: bytes | bytearray, record: RequestRecord) -> Generation:
+        """Check a body of `/v1/messages` and load its images.
+
+        Raises:
+            VlmError: the request is wrong, or Triton cannot be asked about the model.
+        """
+        request = parse_body(body, MessagesRequest).to_chat()
+        prompt, sources = to_prompt(request.messages)
+        return await self._prepare(request, prompt, "messages", sources, MessagesAnswer, record)
+
+    async def count_tokens(self, body: bytes | bytearray, record: RequestRecord) -> int:
+        """How many tokens a conversation has, for `/v1/messages/count_tokens`.
+
+        Raises:
+            VlmError: the request is wrong, or Triton cannot be asked.
+        """
+        asked = parse_body(body, CountTokensRequest)
+        request = ChatCompletionRequest(model=asked.model, messages=asked.chat_messages())
+        prompt, sources = to_prompt(request.messages)
+        return len(await self._tokenize(request.model, prompt, sources, record))
+
+    async def tokenize(self, body: bytes | bytearray, record: RequestRecord) -> dict[str, Any]:
+        """The answer to a body of `/tokenize`.
+
+        Raises:
+            VlmError: the request is wrong, or Triton cannot be asked.
+        """
+        request = parse_body(body, TokenizeRequest)
+        prompt: dict[str, Any] = {"prompt": request.prompt}
+        sources: Sequence[ImageSource] = ()
+        if request.messages is not None:
+            prompt, sources = to_prompt(request.messages)
+        model = await self._find_model(request.model, sources)
+        token_ids = await self._tokenize(request.model, prompt, sources, record)
+        return {
+            "count": len(token_ids),
+            "max_model_len": model.max_model_len,
+            "tokens": token_ids,
+            "token_strs": None,
+        }
+
+    async def _tokenize(
+        self,
+        name: str,
+        prompt: dict[str, Any],
+        sources: Sequence[ImageSource],
+        record: RequestRecord,
+    ) -> list[int]:
+        model = await self._find_model(name, sources)
+        record.model = model.id
+        images = await self._media.load(sources, model.max_images)
+        try:
+            return await self._backend.tokenize(model.triton_name, prompt, images)
+        except InvalidRequestError as error:
+            if error.param in _PROMPT_PARAMS:
+                error.param = "messages" if "messages" in prompt else "prompt"
+            raise
 
     async def prepare_completion(
         self, body: bytes | bytearray, record: RequestRecord
@@ -126,14 +196,13 @@ class ChatService:
                     if data:
                         is_sent = True
                         yield data
-            yield generation.answer.last_chunk(tally.usage()) + DONE
+            yield generation.answer.ending(tally.usage())
         except VlmError as error:
             if not is_sent:
                 raise
-            # The status line is gone: the client's library raises when it reads this event.
             _log.error("request %s failed while streaming: %s", record.request_id, error)
             record.error = error.code or type(error).__name__
-            yield event(dumps(error_body(error)))
+            yield generation.answer.failure(error)
 
     async def _prepare(
         self,
@@ -141,20 +210,15 @@ class ChatService:
         prompt: dict[str, Any],
         prompt_param: str,
         sources: Sequence[ImageSource],
-        answer_type: type[Answer],
+        answer_type: Callable[..., Answer],
         record: RequestRecord,
     ) -> Generation:
         sampling = sampling_of(request, self._settings.max_n)
-        model = await self._backend.find_model(request.model)
-        if model is None:
-            raise ModelNotFoundError(request.model)
+        grammar_param = None
+        if (grammar := grammar_of(request)) is not None:
+            grammar_param, sampling["grammar"] = grammar
+        model = await self._find_model(request.model, sources)
         record.model = model.id
-        if sources and model.max_images == 0:
-            raise InvalidRequestError(
-                f"The model `{model.id}` is text-only: send the request without images, or ask a "
-                "model that sees them.",
-                param=sources[0].param,
-            )
         record.reserve_tokens(
             estimate_prompt_tokens(prompt, len(sources)), estimate_output_tokens(sampling)
         )
@@ -164,6 +228,7 @@ class ChatService:
             prompt_param=prompt_param,
             images=await self._media.load(sources, model.max_images),
             sampling=sampling,
+            grammar_param=grammar_param,
             answer=answer_type(
                 answer_id=uuid.uuid4().hex,
                 created=int(time.time()),
@@ -174,6 +239,18 @@ class ChatService:
             ),
             is_stream=bool(request.stream),
         )
+
+    async def _find_model(self, name: str, sources: Sequence[ImageSource]) -> ModelInfo:
+        model = await self._backend.find_model(name)
+        if model is None:
+            raise ModelNotFoundError(name)
+        if sources and model.max_images == 0:
+            raise InvalidRequestError(
+                f"The model `{model.id}` is text-only: send the request without images, or ask a "
+                "model that sees them.",
+                param=sources[0].param,
+            )
+        return model
 
     async def _deltas(self, generation: Generation, tally: _Tally) -> AsyncGenerator[Delta, None]:
         """The backend's deltas, counted; errors name the client's fields."""
@@ -192,6 +269,8 @@ class ChatService:
             except InvalidRequestError as error:
                 if error.param in _PROMPT_PARAMS:
                     error.param = generation.prompt_param
+                elif generation.grammar_param and (error.param or "").startswith("grammar"):
+                    error.param = generation.grammar_param
                 raise
         tally.check_complete()
 

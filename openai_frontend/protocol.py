@@ -34,26 +34,28 @@ _MAX_INT32 = 2**31 - 1
 _MAX_INT64 = 2**63 - 1
 
 
-class _Fields(BaseModel):
+class Fields(BaseModel):
+    """The fields of an object in a request: no others, and no conversions."""
+
     # strict: "5" is not 5 and true is not 1; a client that mixes them up has a bug to hear about.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class TextPart(_Fields):
+class TextPart(Fields):
     """Text inside a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Fields):
+class ImageUrl(Fields):
     """Where an image is, and how closely to look at it."""
 
     url: str = Field(min_length=1)
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class ImagePart(_Fields):
+class ImagePart(Fields):
     """An image inside a message."""
 
     type: Literal["image_url"]
@@ -89,24 +91,60 @@ Content = Annotated[
 ]
 
 
-class Message(_Fields):
+class Message(Fields):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
 
 
-class StreamOptions(_Fields):
+class StreamOptions(Fields):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
+
+
+JsonSchema = dict[str, Any] | bool
+
+
+class NamedSchema(Fields):
+    """A JSON schema with what OpenAI wants to know besides; `strict` is what happens anyway."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    schema_: JsonSchema = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Fields):
+    """What the answer must be; `schema` beside `json_object` is llama.cpp's way to write it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+    schema_: JsonSchema | None = Field(None, alias="schema")
+
+
+class StructuredOutputs(Fields):
+    """vLLM's way to say what the answer must be; one of its fields."""
+
+    json_: JsonSchema | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
+StopStrings = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=1024)]],
+    Field(max_length=MAX_STOP_STRINGS),
+]
 
 
 def _stop_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
-class GenerationFields(_Fields):
+class GenerationFields(Fields):
     """What chat and plain completions share."""
 
     model: str = Field(min_length=1, max_length=512)
@@ -118,11 +156,7 @@ class GenerationFields(_Fields):
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-_MAX_INT64 - 1, le=_MAX_INT64)
     n: int | None = Field(None, ge=1)
-    stop: Annotated[
-        list[Annotated[str, StringConstraints(min_length=1, max_length=1024)]] | None,
-        Field(max_length=MAX_STOP_STRINGS),
-        BeforeValidator(_stop_list),
-    ] = None
+    stop: Annotated[StopStrings | None, BeforeValidator(_stop_list)] = None
     stop_token_ids: list[Annotated[int, Field(ge=0, le=_MAX_INT32)]] | None = Field(
         None, max_length=64
     )
@@ -138,6 +172,10 @@ class GenerationFields(_Fields):
         ]
         | None
     ) = Field(None, max_length=1024)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    regex: str | None = None
+    ebnf: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=512)
@@ -222,3 +260,17 @@ class CompletionRequest(GenerationFields):
     @classmethod
     def _refuse_unsupported(cls, fields: Any) -> Any:
         return without_unsupported(fields, UNSUPPORTED_COMPLETION)
+
+
+class TokenizeRequest(Fields):
+    """Body of `POST /tokenize`; a conversation is tokenized as it would be for an answer."""
+
+    model: str = Field(min_length=1, max_length=512)
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1, max_length=4096)
+
+    @model_validator(mode="after")
+    def _check_one_of_both(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequestError("Send either 'prompt' or 'messages'.", param="prompt")
+        return self

@@ -1,4 +1,4 @@
-"""Middleware that holds generation requests to the limits of their API key."""
+"""Middleware that holds requests with a prompt to the limits of their API key."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from openai_frontend.api_keys import ApiKey
 from openai_frontend.quota import Quota
 
-GENERATION_ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions"})
-ENDPOINTS = GENERATION_ENDPOINTS | {
+GENERATION_ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages"})
+PROMPT_ENDPOINTS = GENERATION_ENDPOINTS | {"/v1/messages/count_tokens", "/tokenize"}
+ENDPOINTS = PROMPT_ENDPOINTS | {
     "/v1/models",
     "/v1/models/{model}",
     "/health/live",
@@ -62,9 +63,14 @@ class RequestRecord:
         return self.endpoint in GENERATION_ENDPOINTS
 
     @property
+    def takes_prompt(self) -> bool:
+        """Whether the request brings a prompt, with images perhaps, to be worked on."""
+        return self.endpoint in PROMPT_ENDPOINTS
+
+    @property
     def quota(self) -> Quota | None:
         """The limits that the request counts under."""
-        return self.api_key.quota if self.api_key and self.is_generation else None
+        return self.api_key.quota if self.api_key and self.takes_prompt else None
 
     @property
     def num_charged_tokens(self) -> int:

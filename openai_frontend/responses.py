@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from openai_frontend.backend import Delta, Usage
-from openai_frontend.sse import dumps, event
+from openai_frontend.errors import error_body
+from openai_frontend.sse import DONE, dumps, event
 
 
 @dataclass(slots=True)
@@ -34,7 +35,27 @@ class Choice:
 
 
 class Answer(ABC):
-    """The shape of one endpoint's answers to one request.
+    """The shape of one endpoint's answers to one request."""
+
+    @abstractmethod
+    def chunks(self, delta: Delta, *, is_first: bool) -> bytes:
+        """Events for one delta; `is_first` tells that it is the first one of its choice."""
+
+    @abstractmethod
+    def ending(self, usage: Usage) -> bytes:
+        """The events after the last choice has ended."""
+
+    @abstractmethod
+    def failure(self, error: BaseException) -> bytes:
+        """The last event of a stream that fails after its first one."""
+
+    @abstractmethod
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        """The body of an answer that is not streamed."""
+
+
+class OpenAIAnswer(Answer):
+    """What the answers of OpenAI's two endpoints share.
 
     Args:
         answer_id: hexadecimal digits of the id.
@@ -72,7 +93,7 @@ class Answer(ABC):
         self._chunk_suffix = '],"usage":null}' if include_usage else "]}"
 
     def chunks(self, delta: Delta, *, is_first: bool) -> bytes:
-        """Events for one delta; `is_first` tells that it is the first one of its choice."""
+        """Events for one delta."""
         data = self._start_event(delta.index) if is_first else b""
         logprobs = self._logprobs(delta.logprobs or (), delta) if self._has_logprobs else None
         if delta.text or logprobs:
@@ -86,14 +107,18 @@ class Answer(ABC):
             data += self._event(self._end_choice(delta.index, ending))
         return data
 
-    def last_chunk(self, usage: Usage) -> bytes:
-        """The event after the last choice has ended, if the client wants to know the usage."""
+    def ending(self, usage: Usage) -> bytes:
+        """A chunk with the usage, if the client wants to know it, and the mark of the end."""
         if not self._include_usage:
-            return b""
-        return event(f'{self._chunk_prefix}],"usage":{dumps(usage_json(usage))}}}')
+            return DONE
+        return event(f'{self._chunk_prefix}],"usage":{dumps(usage_json(usage))}}}') + DONE
+
+    def failure(self, error: BaseException) -> bytes:
+        """The client's library raises when it reads this event."""
+        return event(dumps(error_body(error)))
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
-        """The body of an answer that is not streamed."""
+        """The choices in one object."""
         body = self._head | {
             "choices": [self._whole_choice(i, choice) for i, choice in enumerate(choices)],
             "usage": usage_json(usage),
@@ -127,7 +152,7 @@ class Answer(ABC):
         """The `logprobs` object of a chunk (`delta` given) or of a whole choice."""
 
 
-class ChatAnswer(Answer):
+class ChatAnswer(OpenAIAnswer):
     """Answers of `/v1/chat/completions`."""
 
     id_prefix = "chatcmpl-"
@@ -172,7 +197,7 @@ class ChatAnswer(Answer):
         return {"content": list(logprobs), "refusal": None}
 
 
-class CompletionAnswer(Answer):
+class CompletionAnswer(OpenAIAnswer):
     """Answers of `/v1/completions`."""
 
     id_prefix = "cmpl-"

@@ -35,6 +35,30 @@ async def create_completion(request: Request) -> Response:
     return await _answer(request, await until_disconnect(request.receive, prepared))
 
 
+@router.post("/v1/messages")
+async def create_message(request: Request) -> Response:
+    """Anthropic's messages, streamed or whole."""
+    service: ChatService = request.app.state.service
+    prepared = service.prepare_messages(await _body(request), request.state.record)
+    return await _answer(request, await until_disconnect(request.receive, prepared))
+
+
+@router.post("/v1/messages/count_tokens")
+async def count_tokens(request: Request) -> Response:
+    """How many tokens a message would be asked with."""
+    service: ChatService = request.app.state.service
+    counted = service.count_tokens(await _body(request), request.state.record)
+    return JSONResponse({"input_tokens": await until_disconnect(request.receive, counted)})
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request) -> Response:
+    """The tokens of a text or a conversation."""
+    service: ChatService = request.app.state.service
+    tokenized = service.tokenize(await _body(request), request.state.record)
+    return JSONResponse(await until_disconnect(request.receive, tokenized))
+
+
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
     """Models that can be asked for."""

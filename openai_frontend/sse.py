@@ -26,6 +26,12 @@ def event(text: str) -> bytes:
     return f"data: {text}\n\n".encode("utf-8", "replace")
 
 
+def named_event(name: str, members: str) -> bytes:
+    """One event of a stream whose events have names; `members` are those of its object besides `type`."""
+    body = f'"type":"{name}",{members}' if members else f'"type":"{name}"'
+    return f"event: {name}\n".encode() + event(f"{{{body}}}")
+
+
 class EventStreamResponse(Response):
     """Sends events as they come; closes their generator on every path.
 

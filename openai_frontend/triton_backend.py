@@ -11,6 +11,7 @@ import json
 import logging
 import struct
 import time
+from array import array
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -28,7 +29,9 @@ from python_backend.tensor_names import (
     DECODER_SUFFIX,
     DETAILS,
     IMAGES,
+    PREPROCESS_SUFFIX,
     PROMPT,
+    PROMPT_TOKEN_IDS,
     SAMPLING,
     TEXT,
 )
@@ -114,6 +117,19 @@ class TritonBackend:
             self._num_running -= 1
             if not self._num_running:
                 self._is_idle.set()
+
+    async def tokenize(
+        self, model: str, prompt: dict[str, Any], images: Sequence[bytes]
+    ) -> list[int]:
+        """The tokens of a prompt; see `Backend.tokenize`."""
+        tensors = {PROMPT: [json.dumps(prompt).encode()], IMAGES: images}
+        request = infer_request(model + PREPROCESS_SUFFIX, "", tensors)
+        request.outputs.add(name=PROMPT_TOKEN_IDS)
+        token_ids: list[int] = []
+        async for response in TritonStream(self._stub, request):
+            for data in response.raw_output_contents:
+                token_ids += array("q", data)
+        return token_ids
 
     async def models(self) -> list[ModelInfo]:
         """The models that can be asked for; see `Backend.models`."""

@@ -24,13 +24,10 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "chat_template_kwargs": (),
     "mm_processor_kwargs": (),
     "media_io_kwargs": (),
-    "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "regex": (),
-    "ebnf": (),
     "json_schema": (),
     "lora_path": (),
     "priority": (),
@@ -52,7 +49,6 @@ UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
     "parallel_tool_calls": (),
     "prediction": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "tool_choice": (),
     "tools": (),
     "verbosity": (),
@@ -61,7 +57,6 @@ UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
 UNSUPPORTED_COMPLETION: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
     "best_of": (1,),
     "echo": (False,),
-    "response_format": ({"type": "text"},),
     "suffix": (),
 }
 # A client that sends our own answer back as history sends these, mostly null.
@@ -75,6 +70,18 @@ UNSUPPORTED_MESSAGE: dict[str, tuple[object, ...]] = {
     "refusal": (),
     "tool_call_id": (),
     "tool_calls": ([],),
+}
+
+# Of Anthropic's Messages API.
+UNSUPPORTED_MESSAGES: dict[str, tuple[object, ...]] = {
+    "container": (),
+    "context_management": (),
+    "mcp_servers": (),
+    "output_config": (),
+    "service_tier": ("auto", "standard_only"),
+    "thinking": ({"type": "disabled"},),
+    "tool_choice": (),
+    "tools": ([],),
 }
 
 

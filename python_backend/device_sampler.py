@@ -64,7 +64,7 @@ def _check(token_ids: Sequence[int]) -> None:
     if rows:
         raise EngineError(f"the logits of rows {rows} have no finite maximum")
     if _NO_TOKEN in token_ids:
-        raise EngineError("bias, penalties and min_tokens leave no token to choose")
+        raise EngineError("bias, penalties, min_tokens and grammar leave no token to choose")
 
 
 def _rows(array: Array, rows: Sequence[int]) -> Array:

@@ -9,8 +9,9 @@ import numpy as np
 
 from python_backend.arrays import Array
 from python_backend.detokenizer import Detokenizer
+from python_backend.errors import InvalidRequestError
 from python_backend.model_runner import ModelRunner
-from python_backend.request import GenerationRequest, RequestOutput, Usage
+from python_backend.request import GenerationRequest, RequestFailure, RequestOutput, Usage
 from python_backend.sampler import Sampler
 from python_backend.sampler_state import SampledToken, SamplerState
 from python_backend.sampling_params import SamplingParams
@@ -110,6 +111,7 @@ class Engine:
             choice.index,
             self._eos_token_ids,
             self._runner.array_module,
+            None if request.constraint is None else request.constraint.copy(),
         )
         return _ChoiceState(sampler, Detokenizer(self._token_text, request.params))
 
@@ -129,14 +131,36 @@ class Engine:
         request_ids = dict.fromkeys(r.request_id for r in requests if r is not None)
         return [request_id for request_id in request_ids if self.abort(request_id)]
 
-    def step(self) -> list[RequestOutput]:
-        """Compute one chunk of a prompt, or one token of every running choice; what is new of it."""
+    def step(self) -> list[RequestOutput | RequestFailure]:
+        """Compute one chunk of a prompt, or one token of every running choice; what is new of it.
+
+        A request whose grammar can no longer be followed fails alone.
+        """
         plan = self._plan = self.scheduler.schedule()
         if plan is None:
             return []
         tokens = self._sample(plan, self._runner.run(plan))
         self.scheduler.update(plan, [token.token_id for token in tokens])
-        return [self._output(c, token) for c, token in zip(plan.choices, tokens, strict=True)]
+        outputs: list[RequestOutput | RequestFailure] = []
+        for choice, token in zip(plan.choices, tokens, strict=True):
+            state = self._states.get(choice)
+            if state is None:  # its request has just failed
+                continue
+            constraint = state.sampler.constraint
+            if constraint is not None and constraint.error:
+                outputs.append(self._fail(choice, constraint.error))
+            else:
+                outputs.append(self._output(choice, token))
+        return outputs
+
+    def _fail(self, choice: Choice, reason: str) -> RequestFailure:
+        request_id = choice.request.request_id
+        self.abort(request_id)
+        error = InvalidRequestError(
+            f"the grammar became too large while the answer was generated ({reason}); simplify it",
+            param="grammar",
+        )
+        return RequestFailure(request_id, error)
 
     def _sample(self, plan: StepPlan, logits: Array) -> list[SampledToken]:
         if not plan.choices:

@@ -22,7 +22,7 @@ from python_backend.errors import (
     RequestCancelledError,
     VlmError,
 )
-from python_backend.request import GenerationRequest, RequestOutput
+from python_backend.request import GenerationRequest, RequestFailure, RequestOutput
 
 _LOG = logging.getLogger(__name__)
 _MAX_FAILED_STEPS = 2
@@ -175,6 +175,9 @@ class EngineLoop:
             return
         self._failed_steps = 0
         for output in outputs:
+            if isinstance(output, RequestFailure):
+                self._answers.put((self._sinks.pop(output.request_id), output.error))
+                continue
             take = self._sinks.pop if output.is_last else self._sinks.__getitem__
             self._answers.put((take(output.request_id), output))
 

@@ -14,6 +14,7 @@ from python_backend.model_runner import ModelRunner
 from python_backend.runtimes.base import EngineRuntime
 from python_backend.runtimes.ort import OrtRuntime
 from python_backend.scheduler import Scheduler
+from python_backend.structured_output import GrammarCompiler
 from python_backend.token_text import TokenText
 from python_backend.turns import Turns
 from python_backend.vision_encoder import VisionEncoder
@@ -84,3 +85,10 @@ def load_engine(model: ModelFolder, config: EngineConfig) -> Engine:
     )
     tokenizer = Tokenizer.from_file(str(model.processor_dir / "tokenizer.json"))
     return Engine(scheduler, runner, TokenText(tokenizer), manifest.eos_token_ids)
+
+
+def load_grammars(model: ModelFolder) -> GrammarCompiler:
+    """What compiles the grammars of requests to the decoder stage of `model`."""
+    path = model.processor_dir / "tokenizer.json"
+    vocab_size = int(model.manifest.decoder.spec.output("logits").shape[2])
+    return GrammarCompiler(path, vocab_size, model.manifest.eos_token_ids)

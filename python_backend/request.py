@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from python_backend.arrays import Array
+from python_backend.errors import VlmError
 from python_backend.families.base import PreparedPrompt
 from python_backend.sampling_params import SamplingParams
+from python_backend.structured_output import Constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +23,14 @@ class GenerationRequest:
         image_embeds: [num_embeds, hidden_size], on the host or where the decoder computes; no rows for a
             request without images.
         params: how to sample.
+        constraint: what `params.grammar` was compiled to; None without one.
     """
 
     request_id: str
     prompt: PreparedPrompt
     image_embeds: Array
     params: SamplingParams
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +89,16 @@ class RequestOutput:
             later.usage,
             later.is_last,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailure:
+    """A request that ended without its answer.
+
+    Attributes:
+        request_id: whose.
+        error: what to tell the client.
+    """
+
+    request_id: str
+    error: VlmError

@@ -1,8 +1,8 @@
 """Logits to token ids: greedy or random, one row per choice, each independent of the others.
 
 The order of operations on a row is vLLM's: logit bias, `min_tokens`, repetition, frequency and
-presence penalties, then temperature, top-k, top-p, min-p. Log probabilities are those of the model,
-before any of it (vLLM's `raw_logprobs`).
+presence penalties, the grammar, then temperature, top-k, top-p, min-p. Log probabilities are those
+of the model, before any of it (vLLM's `raw_logprobs`).
 
 Sorting a vocabulary of 150 000 tokens takes some 20 ms, so only the tokens that a cut may keep are
 sorted. They are found by selection, and the result is that of a full sort. How many these are depends on
@@ -22,7 +22,13 @@ import numpy.typing as npt
 from python_backend import device_sampler
 from python_backend.arrays import Array
 from python_backend.errors import EngineError
-from python_backend.sampler_state import BLOCK, MIN_TEMPERATURE, SampledToken, SamplerState
+from python_backend.sampler_state import (
+    BLOCK,
+    MIN_TEMPERATURE,
+    SampledToken,
+    SamplerState,
+    apply_grammars,
+)
 
 _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]
@@ -62,6 +68,7 @@ class Sampler:
                 f"the sampler got {logits.dtype} logits {list(logits.shape)} for {len(states)} "
                 "choices; it needs float32 with one row for each"
             )
+        apply_grammars(states, logits.shape[1])
         if not isinstance(logits, np.ndarray):
             return device_sampler.sample(logits, states)
         # A mask of finfo.min overflows to -inf, and small probabilities to 0: both as they should.
@@ -89,7 +96,9 @@ class Sampler:
             state.change_logits(row)
             most_likely = int(row.argmax())
             if not np.isfinite(row[most_likely]):
-                raise EngineError("bias, penalties and min_tokens leave no token to choose")
+                raise EngineError(
+                    "bias, penalties, min_tokens and grammar leave no token to choose"
+                )
         greedy = state.params.is_greedy
         token_id = most_likely if greedy else self._draw(row, row[most_likely], state)
         if num_logprobs is None:

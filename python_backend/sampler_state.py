@@ -1,7 +1,7 @@
 """What the sampler knows of one choice: its random numbers, its penalties, and what it generated.
 
 The order of operations on a row of logits is vLLM's: logit bias, `min_tokens`, repetition, frequency and
-presence penalties.
+presence penalties, the grammar.
 """
 
 # V vocabulary, C distinct tokens that a penalty applies to
@@ -17,6 +17,7 @@ import numpy as np
 from python_backend.arrays import Array
 from python_backend.errors import InvalidRequestError
 from python_backend.sampling_params import SamplingParams
+from python_backend.structured_output import Constraint
 
 BLOCK: Final = 256
 """Weights summed together in a draw from the whole vocabulary."""
@@ -93,6 +94,7 @@ class SamplerState:
         choice_index: which of the `params.n` choices; each draws other random numbers.
         eos_token_ids: not generated before `params.min_tokens` tokens, unless `params.ignore_eos`.
         array_module: of the logits, NumPy or CuPy.
+        constraint: what `params.grammar` was compiled to; this choice's own.
 
     Raises:
         InvalidRequestError: a token id in `params` is outside the vocabulary.
@@ -106,8 +108,11 @@ class SamplerState:
         choice_index: int,
         eos_token_ids: Iterable[int],
         array_module: Any = np,
+        constraint: Constraint | None = None,
     ) -> None:
         self.params = params
+        self.constraint = constraint
+        self._allowed: Array | None = None
         self._xp = xp = array_module
         self.num_output_tokens = 0
         self.generator = _new_generator(params.seed, choice_index)
@@ -137,6 +142,9 @@ class SamplerState:
     def append(self, token_id: int) -> None:
         """Record a token that was added to the output."""
         self.num_output_tokens += 1
+        self._allowed = None
+        if self.constraint is not None:
+            self.constraint.append(token_id)
         if self._output is not None:
             self._output.add(token_id)
         if self._seen is not None:
@@ -145,12 +153,18 @@ class SamplerState:
     @property
     def changes_logits(self) -> bool:
         """Whether `change_logits` has anything to do in this step."""
-        return self._has_constant_changes or (
-            self.num_output_tokens < self.params.min_tokens and len(self._end_ids) > 0
+        return (
+            self._has_constant_changes
+            or self._allowed is not None
+            or (self.num_output_tokens < self.params.min_tokens and len(self._end_ids) > 0)
         )
 
+    def allow(self, mask: np.ndarray) -> None:
+        """Let `change_logits` exclude all other tokens in this step; bool [V]."""
+        self._allowed = self._xp.asarray(mask)
+
     def change_logits(self, row: Array) -> None:
-        """Apply bias, `min_tokens` and penalties.
+        """Apply bias, `min_tokens`, penalties and grammar.
 
         Args:
             row: float32 [V] logits. Modified in place.
@@ -171,6 +185,23 @@ class SamplerState:
             row[self._output.ids] -= self._output.counts * np.float32(
                 params.frequency_penalty
             ) + np.float32(params.presence_penalty)
+        if self._allowed is not None:
+            row[~self._allowed] = -np.inf
+
+
+def apply_grammars(states: Sequence[SamplerState], vocab_size: int) -> None:
+    """Tell the states with a grammar which tokens may come next, all in one go.
+
+    One whose grammar can no longer be followed is left as it is: its `constraint` has an `error`.
+    """
+    bound = [state for state in states if state.constraint and not state.constraint.error]
+    if not bound:
+        return
+    constraints = [state.constraint for state in bound if state.constraint]
+    masks = Constraint.allowed_tokens(constraints, vocab_size)
+    for state, constraint, mask in zip(bound, constraints, masks, strict=True):
+        if not constraint.error:
+            state.allow(mask)
 
 
 def _new_generator(seed: int | None, choice_index: int) -> np.random.Generator:

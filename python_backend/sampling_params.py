@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from python_backend.errors import InvalidRequestError
 
@@ -26,8 +26,38 @@ MAX_TEMPERATURE: Final = 2.0
 MAX_PENALTY: Final = 2.0
 """Largest absolute presence or frequency penalty; the limit of the OpenAI API."""
 
+MAX_GRAMMAR_CHARS: Final = 65_536
+MAX_REGEX_CHARS: Final = 4096
+MAX_GRAMMAR_CHOICES: Final = 1024
+"""Strings of the grammar `choice`."""
+
 _MAX_SEED = 2**63
 _MAX_SHOWN_CHARS = 80
+
+
+GrammarKind = Literal["json_schema", "regex", "grammar", "choice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the whole text of an answer must match.
+
+    Attributes:
+        kind: `json_schema`, `regex`, `grammar` (EBNF as in Lark or in GBNF) or `choice` (one of some
+            strings).
+        text: the schema or the list of strings as JSON, else the expression or grammar as it is.
+    """
+
+    kind: GrammarKind
+    text: str
+
+    def __post_init__(self) -> None:
+        limit = MAX_REGEX_CHARS if self.kind == "regex" else MAX_GRAMMAR_CHARS
+        if len(self.text) > limit:
+            raise InvalidRequestError(
+                f"the grammar ({self.kind}) has {len(self.text)} characters; it can have at most {limit}",
+                param="grammar",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +84,7 @@ class SamplingParams:
         logit_bias: token id to a number added to its logit. Read-only.
         logprobs: most likely alternatives to report per token; 0: the chosen token only; None: no
             log probabilities.
+        grammar: what each answer must match, from its first token to its end.
 
     Raises:
         InvalidRequestError: a value is outside its limits; `param` names the field.
@@ -77,6 +108,7 @@ class SamplingParams:
     # A mapping proxy has no hash: equal objects still hash alike without it.
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
@@ -103,6 +135,12 @@ class SamplingParams:
                 param="repetition_penalty",
             )
         _check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.grammar is not None and (self.ignore_eos or self.min_tokens):
+            name = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise InvalidRequestError(
+                f"{name} cannot be combined with a grammar, which says itself where an answer ends",
+                param=name,
+            )
         self._check_collections()
 
     def _check_collections(self) -> None:
@@ -175,8 +213,17 @@ class SamplingParams:
             default = item.default if item.default_factory is MISSING else item.default_factory()
             value = getattr(self, item.name)
             if value != default:
-                values[item.name] = dict(value) if item.name == "logit_bias" else value
+                values[item.name] = _to_json_value(value)
         return json.dumps(values, separators=(",", ":"), allow_nan=False)
+
+
+def _to_json_value(value: Any) -> Any:
+    if isinstance(value, MappingProxyType):
+        return dict(value)
+    if isinstance(value, Grammar):
+        is_json = value.kind in ("json_schema", "choice")
+        return {value.kind: json.loads(value.text) if is_json else value.text}
+    return value
 
 
 def _check_range(
@@ -272,6 +319,31 @@ def _read_logit_bias(param: str, value: object) -> dict[int, float]:
     return bias
 
 
+def _read_grammar(param: str, value: object) -> Grammar:
+    if not isinstance(value, dict) or len(value) != 1:
+        raise _wrong_type(param, value, "an object with one key, the kind of grammar")
+    ((kind, item),) = value.items()
+    match kind:
+        case "regex" | "grammar":
+            return Grammar(kind, _read_str(param, item))
+        case "json_schema":
+            if not isinstance(item, dict | bool):
+                raise _wrong_type(param, item, "a JSON schema, which is an object")
+            return Grammar(kind, json.dumps(item))
+        case "choice":
+            choices = _read_strs(param, item)
+            if not 1 <= len(choices) <= MAX_GRAMMAR_CHOICES:
+                raise InvalidRequestError(
+                    f"{param} has {len(choices)} choices; it must have 1 to {MAX_GRAMMAR_CHOICES}",
+                    param=param,
+                )
+            return Grammar(kind, json.dumps(choices))
+    raise InvalidRequestError(
+        f"{_shorten(repr(kind))} is no kind of grammar; choose from json_schema, regex, grammar, choice",
+        param=param,
+    )
+
+
 _READERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "max_tokens": _read_int,
     "min_tokens": _read_int,
@@ -290,4 +362,5 @@ _READERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "repetition_penalty": _read_float,
     "logit_bias": _read_logit_bias,
     "logprobs": _read_int,
+    "grammar": _read_grammar,
 }

@@ -14,10 +14,10 @@ from typing import Any, Self
 from python_backend.arrays import Array
 from python_backend.config import EngineConfig
 from python_backend.errors import InvalidImageError, InvalidRequestError
-from python_backend.loading import load_engine, load_vision_encoder
+from python_backend.loading import load_engine, load_grammars, load_vision_encoder
 from python_backend.manifest import ModelFolder
 from python_backend.preprocess import PreparedRequest, Preprocessor
-from python_backend.request import GenerationRequest, RequestOutput
+from python_backend.request import GenerationRequest, RequestFailure, RequestOutput
 from python_backend.sampling_params import SamplingParams
 from python_backend.vision_encoder import EncoderImage, no_image_embeds
 
@@ -71,6 +71,7 @@ class VLM:
         )
         # Whatever is asked for in one call waits for its turn.
         self._engine = load_engine(self.model, replace(config, max_waiting=2**31))
+        self._grammars = load_grammars(self.model)
         self._num_requests = 0
 
     def generate(
@@ -90,7 +91,8 @@ class VLM:
             on_output: called with (index of the conversation, what is new of it) as it comes.
 
         Raises:
-            InvalidRequestError: a conversation cannot be served; none is started then.
+            InvalidRequestError: a conversation cannot be served; none is started then. Or a grammar
+                became too large on the way.
         """
         params = sampling or self.model.manifest.read_sampling({})
         requests = deque(self._prepare(conversation, params) for conversation in conversations)
@@ -101,6 +103,8 @@ class VLM:
                 self._engine.add_request(requests.popleft())
             while self._engine.has_unfinished:
                 for output in self._engine.step():
+                    if isinstance(output, RequestFailure):
+                        raise output.error
                     index = place[output.request_id]
                     earlier = answers[index].get(output.index)
                     answers[index][output.index] = earlier.merge(output) if earlier else output
@@ -117,8 +121,13 @@ class VLM:
         messages, images = split_images(conversation)
         prepared = self._preprocessor.prepare({"messages": messages}, images)
         self._num_requests += 1
-        embeds = self._encode(prepared)
-        return GenerationRequest(f"offline-{self._num_requests}", prepared.prompt, embeds, params)
+        return GenerationRequest(
+            f"offline-{self._num_requests}",
+            prepared.prompt,
+            self._encode(prepared),
+            params,
+            self._grammars.compile(params.grammar),
+        )
 
     def _encode(self, prepared: PreparedRequest) -> Array:
         if self._encoder is None:

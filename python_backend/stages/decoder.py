@@ -16,7 +16,7 @@ from python_backend.config import EngineConfig
 from python_backend.engine_loop import EngineLoop
 from python_backend.errors import InvalidRequestError
 from python_backend.families.base import PreparedPrompt
-from python_backend.loading import load_engine
+from python_backend.loading import load_engine, load_grammars
 from python_backend.request import GenerationRequest
 from python_backend.vision_encoder import no_image_embeds
 
@@ -33,6 +33,7 @@ class DecoderModel:
         self._manifest = model.manifest
         config = EngineConfig.from_parameters(triton_io.read_parameters(args))
         self._num_anonymous = 0
+        self._grammars = load_grammars(model)
         self._loop = EngineLoop(load_engine(model, config), on_broken=self._unload)
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -70,7 +71,8 @@ class DecoderModel:
         if not request_id:
             self._num_anonymous += 1
             request_id = f"anonymous-{self._num_anonymous}"
-        return GenerationRequest(request_id, prompt, embeds, params)
+        constraint = self._grammars.compile(params.grammar)
+        return GenerationRequest(request_id, prompt, embeds, params, constraint)
 
     def _read_cross_range(self, request: Any) -> np.ndarray | None:
         if self._manifest.cross_attention is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +99,12 @@ class FakeBackend:
             if not is_over:
                 self.cancelled.append(request_id)
                 self.was_cancelled.set()
+
+    async def tokenize(
+        self, model: str, prompt: dict[str, Any], images: Sequence[bytes]
+    ) -> list[int]:
+        """The characters of the prompt's JSON, and 1000 for each image."""
+        return [*json.dumps(prompt).encode(), *[1000] * len(images)]
 
     async def models(self) -> list[ModelInfo]:
         """The models that exist."""

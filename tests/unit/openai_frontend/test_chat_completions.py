@@ -9,6 +9,7 @@ import pytest
 from fake_backend import MODEL, FakeBackend, text_deltas
 
 from openai_frontend.backend import Delta, Usage
+from python_backend.errors import InvalidRequestError
 
 pytestmark = pytest.mark.anyio
 
@@ -173,6 +174,72 @@ async def test_what_is_not_asked_for_is_not_forwarded(make_proxy, fields, sampli
     response = await proxy.chat(**fields)
     assert response.status_code == 200, response.text
     assert proxy.backend.calls[0].sampling == sampling
+
+
+SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "grammar"),
+    [
+        (
+            {"response_format": {"type": "json_object"}},
+            "response_format",
+            {"json_schema": {"type": "object"}},
+        ),
+        (
+            {"response_format": {"type": "json_object", "schema": SCHEMA}},
+            "response_format",
+            {"json_schema": SCHEMA},
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "thing", "schema": SCHEMA, "strict": True},
+                }
+            },
+            "response_format",
+            {"json_schema": SCHEMA},
+        ),
+        ({"regex": "a+"}, "regex", {"regex": "a+"}),
+        ({"ebnf": 'root ::= "a"'}, "ebnf", {"grammar": 'root ::= "a"'}),
+        (
+            {"structured_outputs": {"json": SCHEMA}},
+            "structured_outputs.json",
+            {"json_schema": SCHEMA},
+        ),
+        (
+            {"structured_outputs": {"json_object": True}},
+            "structured_outputs.json_object",
+            {"json_schema": {"type": "object"}},
+        ),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs.regex", {"regex": "a"}),
+        (
+            {"structured_outputs": {"choice": ["a", "b"]}},
+            "structured_outputs.choice",
+            {"choice": ["a", "b"]},
+        ),
+        (
+            {"structured_outputs": {"grammar": 'start: "a"'}},
+            "structured_outputs.grammar",
+            {"grammar": 'start: "a"'},
+        ),
+    ],
+)
+async def test_structured_output_reaches_the_backend_and_its_errors_come_back(
+    make_proxy, fields, param, grammar
+) -> None:
+    refused = InvalidRequestError("the grammar cannot be enforced: no", param="grammar[1]")
+    proxy = make_proxy(FakeBackend([refused]))
+    for response in (await proxy.chat(**fields), await proxy.complete(**fields)):
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (error["param"], error["code"]) == (param, "invalid_value")
+    chat, completion = proxy.backend.calls
+    assert chat.sampling == completion.sampling == {"grammar": grammar}
+    # The order of a schema's properties is the order of the answer's.
+    assert json.dumps(chat.sampling) == json.dumps({"grammar": grammar})
 
 
 async def test_stream_carries_the_same_as_the_whole_answer(make_proxy) -> None:

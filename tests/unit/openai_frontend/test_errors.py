@@ -136,7 +136,30 @@ def image(**fields: object) -> dict[str, object]:
             "stream_options.x",
             "unknown_parameter",
         ),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "missing_required_parameter",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "response_format.json_schema.schema",
+            "missing_required_parameter",
+        ),
+        ({"structured_outputs": {"regex": 1}}, "structured_outputs.regex", "invalid_type"),
+        ({"structured_outputs": {"xml": ""}}, "structured_outputs.xml", "unknown_parameter"),
+        ({"regex": "a", "ebnf": "a"}, "ebnf", "invalid_value"),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+            "structured_outputs.choice",
+            "invalid_value",
+        ),
+        (
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"grammar": "a"}},
+            "structured_outputs.grammar",
+            "invalid_value",
+        ),
         ({"tools": []}, "tools", "unsupported_parameter"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls", "unsupported_parameter"),
         ({"store": True}, "store", "unsupported_parameter"),
@@ -171,7 +194,7 @@ async def test_known_field_is_unsupported_unless_it_asks_for_nothing(make_proxy,
     "name",
     [
         *("chat_template", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs"),
-        *("structured_outputs", "guided_regex", "guided_grammar", "regex", "ebnf", "lora_path"),
+        *("guided_regex", "guided_grammar", "lora_path"),
         *(
             "cache_salt",
             "mm_hashes",
@@ -184,9 +207,7 @@ async def test_known_field_is_unsupported_unless_it_asks_for_nothing(make_proxy,
 async def test_fields_that_steer_the_server_are_refused(make_proxy, name) -> None:
     """CVE-2025-61620 (PYSEC-2026-2013), CVE-2025-62426 (GHSA-69j4-grxj-j64p): templates of clients;
     CVE-2026-105758 (GHSA-x6mc-67gf-chw4), CVE-2026-105760 (GHSA-58v5-2m8f-94pr), CVE-2026-126396
-    (GHSA-w4cg-mhc7-mgw3): arguments of the image processor; CVE-2026-7304: processors of logits;
-    CVE-2025-29770, GHSA-hf3c-wxg2-49q9, GHSA-389x-67px-mjg3, CVE-2026-55574, PYSEC-2026-3933,
-    GHSA-vrq3-r879-7m65: grammars and regular expressions without a limit."""
+    (GHSA-w4cg-mhc7-mgw3): arguments of the image processor; CVE-2026-7304: processors of logits."""
     proxy = make_proxy()
     for fields in ({name: "x"}, {name: {"x": 1}}, content(image(url="https://x") | {name: "x"})):
         response = await proxy.chat(**fields)

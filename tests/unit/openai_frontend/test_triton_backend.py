@@ -191,6 +191,20 @@ async def test_request_carries_the_tensors_of_the_contract() -> None:
     assert json.loads(sampling[0]) == {"n": 1}
 
 
+async def test_tokens_of_a_prompt_come_from_the_preprocess_stage() -> None:
+    token_ids = [5, 2**40, 0]
+    reply = service_pb2.ModelInferResponse(model_name="m-preprocess")
+    reply.outputs.add(name="prompt_token_ids", datatype="INT64", shape=[3])
+    reply.raw_output_contents.append(b"".join(i.to_bytes(8, "little") for i in token_ids))
+    triton = FakeTriton(script(Response(infer_response=reply), empty_final()))
+    async with connected(triton) as backend:
+        assert await backend.tokenize("m", {"prompt": "x"}, [b"image"]) == token_ids
+    (request,) = triton.requests
+    assert request.model_name == "m-preprocess"
+    assert [tensor.name for tensor in request.inputs] == ["prompt", "images"]
+    assert [tensor.name for tensor in request.outputs] == ["prompt_token_ids"]
+
+
 async def test_no_images_are_an_empty_tensor_not_a_missing_one() -> None:
     triton = FakeTriton(script(empty_final()))
     async with connected(triton) as backend:

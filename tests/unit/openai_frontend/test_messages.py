@@ -1,0 +1,234 @@
+"""Anthropic's Messages API as its own client sees it, and counting tokens."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import anthropic
+import httpx2
+import pytest
+from fake_backend import MODEL, FakeBackend, text_deltas
+
+from openai_frontend.backend import Delta
+from openai_frontend.settings import Settings
+from python_backend.errors import EngineError, OverloadedError, PromptTooLongError
+
+pytestmark = pytest.mark.anyio
+
+TEXT = "A red circle. Größe 例 🚕"
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def client_of(proxy: Any) -> anthropic.AsyncAnthropic:
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(proxy.app))
+    return anthropic.AsyncAnthropic(
+        base_url="http://proxy", api_key="None", http_client=http, max_retries=0
+    )
+
+
+def image_block(data: bytes) -> dict[str, Any]:
+    source = {
+        "type": "base64",
+        "media_type": "image/png",
+        "data": base64.b64encode(data).decode(),
+    }
+    return {"type": "image", "source": source}
+
+
+async def test_a_conversation_with_images_reaches_the_backend(make_proxy, png) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas(TEXT, image_tokens=3)))
+    content = [{"type": "text", "text": "What?"}, image_block(png), image_block(png)]
+    message = await client_of(proxy).messages.create(
+        model=MODEL.id,
+        max_tokens=20,
+        system=[
+            {"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}},
+            {"type": "text", "text": "Be kind."},
+        ],
+        messages=[
+            *HELLO,
+            {"role": "assistant", "content": "Hello!"},
+            {"role": "user", "content": content},
+        ],
+        stop_sequences=["END"],
+        extra_body={"temperature": 0.5, "top_k": 5, "top_p": 0.9},
+        metadata={"user_id": "someone"},
+    )
+    assert message.id.startswith("msg_")
+    assert (message.type, message.role, message.model) == ("message", "assistant", MODEL.id)
+    assert [block.to_dict() for block in message.content] == [{"type": "text", "text": TEXT}]
+    assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
+    assert (message.usage.input_tokens, message.usage.output_tokens) == (7, 7)
+    (call,) = proxy.backend.calls
+    assert call.images == [png, png]
+    image = {"type": "image", "detail": "auto"}
+    assert call.prompt["messages"] == [
+        {"role": "system", "content": "Be brief.\nBe kind."},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": [{"type": "text", "text": "What?"}, image, image]},
+    ]
+    sampling = {"max_tokens": 20, "stop": ["END"], "temperature": 0.5, "top_k": 5, "top_p": 0.9}
+    assert call.sampling == sampling
+
+
+async def test_a_stream_adds_up_to_the_whole_answer(make_proxy) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas(TEXT)))
+    client, asked = client_of(proxy), {"model": MODEL.id, "max_tokens": 20, "messages": HELLO}
+    whole = await client.messages.create(**asked)
+    async with client.messages.stream(**asked) as stream:
+        text = "".join([piece async for piece in stream.text_stream])
+        message = await stream.get_final_message()
+    assert text == TEXT
+    assert message.content[0].text == whole.content[0].text
+    for name in ("role", "type", "model", "stop_reason", "stop_sequence", "usage"):
+        assert getattr(message, name) == getattr(whole, name)
+
+
+async def test_a_stream_has_the_events_of_the_api_in_order(make_proxy) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("a b")))
+    body = {"model": MODEL.id, "max_tokens": 20, "messages": HELLO, "stream": True}
+    response = await proxy.http.post("/v1/messages", json=body)
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    events = [item.split("\n") for item in response.text.rstrip("\n").split("\n\n")]
+    names = [lines[0].removeprefix("event: ") for lines in events]
+    assert names == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    assert [json.loads(lines[1].removeprefix("data: "))["type"] for lines in events] == names
+
+
+@pytest.mark.parametrize(
+    ("last", "stop"),
+    [
+        ({"finish_reason": "length", "matched_stop": None}, ("max_tokens", None)),
+        ({"matched_stop": "END"}, ("stop_sequence", "END")),
+        ({"matched_stop": 151645}, ("end_turn", None)),
+    ],
+)
+async def test_why_an_answer_ended(make_proxy, last, stop) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("a", **last)))
+    message = await client_of(proxy).messages.create(model=MODEL.id, max_tokens=2, messages=HELLO)
+    assert (message.stop_reason, message.stop_sequence) == stop
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "Sure"}]}, "messages[1].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "messages[0].content[0]"),
+        ({"tools": [{"name": "x"}]}, "tools"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
+        ({"temperature": 1.5}, "temperature"),
+        ({"stop_sequences": ["a"] * 17}, "stop"),
+        ({"best": 1}, "best"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_field_is_named(make_proxy, fields, words) -> None:
+    proxy = make_proxy()
+    body = {"model": MODEL.id, "max_tokens": 5, "messages": HELLO} | fields
+    response = await proxy.http.post("/v1/messages", json=body)
+    assert response.status_code == 400
+    assert list(response.json()) == ["type", "error"]
+    assert response.json()["type"] == "error"
+    assert list(response.json()["error"]) == ["type", "message"]
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert words in response.json()["error"]["message"]
+    assert int(response.headers["content-length"]) == len(response.content)
+    assert proxy.backend.calls == []
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "type_"),
+    [
+        (OverloadedError("full"), anthropic.RateLimitError, "rate_limit_error"),
+        (EngineError("secret"), anthropic.InternalServerError, "api_error"),
+        (PromptTooLongError("long"), anthropic.BadRequestError, "invalid_request_error"),
+    ],
+)
+async def test_errors_of_the_backend(make_proxy, error, raised, type_) -> None:
+    client = client_of(make_proxy(FakeBackend([error])))
+    for stream in (False, True):
+        with pytest.raises(raised) as caught:
+            await client.messages.create(
+                model=MODEL.id, max_tokens=5, messages=HELLO, stream=stream
+            )
+        assert caught.value.body["error"]["type"] == type_
+        assert "secret" not in str(caught.value)
+
+
+async def test_errors_from_outside_the_routes_have_the_same_shape(make_proxy) -> None:
+    proxy = make_proxy(settings=Settings(max_body_bytes=10))
+    with pytest.raises(anthropic.RequestTooLargeError) as caught:
+        await client_of(proxy).messages.create(model=MODEL.id, max_tokens=5, messages=HELLO)
+    assert caught.value.body["error"]["type"] == "request_too_large"
+    with pytest.raises(anthropic.NotFoundError):
+        await client_of(make_proxy()).messages.create(model="x", max_tokens=5, messages=HELLO)
+    assert (await make_proxy().http.get("/v1/messages")).json()["type"] == "error"
+    # And nobody else's have.
+    assert list((await proxy.chat()).json()) == ["error"]
+
+
+async def test_an_error_after_the_first_token_ends_the_stream(make_proxy) -> None:
+    proxy = make_proxy(FakeBackend([Delta(text="a"), EngineError("secret")]))
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        async with client_of(proxy).messages.stream(
+            model=MODEL.id, max_tokens=5, messages=HELLO
+        ) as stream:
+            await stream.get_final_message()
+    assert "secret" not in str(caught.value)
+
+
+async def test_tokens_are_counted_before_a_message_is_sent(make_proxy, png) -> None:
+    proxy = make_proxy()
+    counts = [
+        await client_of(proxy).messages.count_tokens(model=MODEL.id, messages=messages)
+        for messages in (HELLO, [{"role": "user", "content": [image_block(png)]}])
+    ]
+    text = json.dumps({"messages": HELLO})
+    image = json.dumps(
+        {"messages": [{"role": "user", "content": [{"type": "image", "detail": "auto"}]}]}
+    )
+    assert [count.input_tokens for count in counts] == [len(text), len(image) + 1]
+
+
+async def test_tokenize_answers_as_vllm_does(make_proxy, png_url) -> None:
+    proxy = make_proxy()
+    body = {"model": MODEL.id, "prompt": "hi"}
+    tokens = list(json.dumps({"prompt": "hi"}).encode())
+    assert (await proxy.http.post("/tokenize", json=body)).json() == {
+        "count": len(tokens),
+        "max_model_len": MODEL.max_model_len,
+        "tokens": tokens,
+        "token_strs": None,
+    }
+    part = {"type": "image_url", "image_url": {"url": png_url}}
+    body = {"model": MODEL.id, "messages": [{"role": "user", "content": [part]}]}
+    assert (await proxy.http.post("/tokenize", json=body)).json()["tokens"][-1] == 1000
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({}, 400, "prompt"),
+        ({"prompt": "a", "messages": HELLO}, 400, "prompt"),
+        ({"prompt": ["a"]}, 400, "prompt"),
+        ({"prompt": "a", "model": "x"}, 404, None),
+        ({"messages": []}, 400, "messages"),
+    ],
+)
+async def test_a_wrong_tokenize_request_is_refused(make_proxy, fields, status, param) -> None:
+    response = await make_proxy().http.post("/tokenize", json={"model": MODEL.id} | fields)
+    assert response.status_code == status
+    assert response.json()["error"]["param"] == param
