@@ -19,7 +19,7 @@ PACKAGES := builders python_backend openai_frontend triton_vlm
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-unit test-triton test-gpu check fix bench clean test-env
+.PHONY: help install serve test test-unit test-page test-triton test-gpu check fix bench clean test-env chromium
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,11 +32,14 @@ serve: export PYTHONDONTWRITEBYTECODE =
 serve: $(SERVE_ENV)/installed ## Build the default model (or MODEL=...) and serve it on PORT=9000
 	@exec $(SERVE_ENV)/bin/triton-vlm serve --port "$(PORT)" $(SERVE_OPTIONS) $(if $(MODEL),"$(MODEL)")
 
-test: test-env ## Run the whole test suite
+test: test-env chromium ## Run the whole test suite
 	$(TEST_PYTHON) -m pytest $(PYTEST_OPTIONS)
 
 test-unit: test-env ## Run the unit tests only
 	$(TEST_PYTHON) -m pytest tests/unit $(PYTEST_OPTIONS)
+
+test-page: test-env chromium ## Run the tests that open the page in Chromium
+	$(TEST_PYTHON) -m pytest tests/page $(PYTEST_OPTIONS)
 
 test-triton: test-env ## Run the tests that start the real Triton
 	$(TEST_PYTHON) -m pytest tests/triton $(PYTEST_OPTIONS)
@@ -86,6 +89,10 @@ test-env: $(TEST_ENV)/installed
 else
 test-env:
 endif
+
+# Without one the page's tests are skipped, and say so.
+chromium: test-env
+	-@$(TEST_PYTHON) tests/page/chromium.py
 
 # Make environment $(1), if it is not there, with the first Python that can run the project.
 define create_environment

@@ -20,6 +20,7 @@ from openai_frontend.fetch import MediaFetcher
 from openai_frontend.media import MediaLoader
 from openai_frontend.metrics import Metrics
 from openai_frontend.observability import ObservabilityMiddleware
+from openai_frontend.page_routes import page_router
 from openai_frontend.rate_limit import RateLimitMiddleware
 from openai_frontend.routes import router
 from openai_frontend.settings import Settings
@@ -62,6 +63,7 @@ def create_app(
     app.state.metrics = metrics
     app.state.service = ChatService(settings, backend, MediaLoader(settings, fetcher))
     app.include_router(router)
+    app.include_router(page_router(settings))
     install_error_handlers(app, settings.retry_after_s)
     app.add_middleware(
         BodyLimitMiddleware,

@@ -12,7 +12,7 @@ from openai_frontend.errors import InvalidApiKeyError, MissingApiKeyError, error
 from openai_frontend.record import RequestRecord
 from python_backend.errors import VlmError
 
-PUBLIC_PATHS: tuple[str, ...] = ("/health/live", "/health/ready")
+PUBLIC_PATHS: tuple[str, ...] = ("/health/live", "/health/ready", "/", "/page/*")
 """What needs no key; a path that ends in `/*` stands for all below it. Nothing else is open: a route
 that is forgotten here is closed."""
 

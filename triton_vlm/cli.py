@@ -14,12 +14,16 @@ import typer
 app = typer.Typer(
     name="triton-vlm",
     help="Vision-language models on Triton, behind the OpenAI API.",
+    epilog="Start with: triton-vlm serve. Then open http://127.0.0.1:9000 in a browser, or ask with: "
+    "triton-vlm chat",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-_IMAGE_HELP = "A picture the question is about; may be given more than once."
+_IMAGE_HELP = (
+    "A PNG, JPEG, WebP or GIF file that the question is about; may be given more than once."
+)
 Images = Annotated[
     list[Path] | None,
     typer.Option("--image", metavar="PATH", exists=True, dir_okay=False, help=_IMAGE_HELP),
@@ -104,7 +108,7 @@ def serve(
         Path | None, typer.Option(metavar="PATH", help="Its private key in PEM.")
     ] = None,
 ) -> None:
-    """Serve a model at http://HOST:PORT/v1 until ctrl-C.
+    """Serve a model at http://HOST:PORT until ctrl-C: the OpenAI API below /v1, and a page to try it.
 
     The other settings of the API are environment variables: python -m openai_frontend --help lists
     them, and --max-n is TRITON_VLM_MAX_N.
@@ -158,19 +162,38 @@ def key(
     typer.echo(f"The key of {name}, which is not shown again: {secret}", err=True)
 
 
-@app.command()
+@app.command(
+    epilog='For example: triton-vlm chat --image a.png --image b.png "What is different?" Without the '
+    "question it is a conversation, in which ctrl-C stops an answer."
+)
 def chat(
     question: Annotated[
-        str | None, typer.Argument(help="What to ask. Without it: a conversation.")
+        str | None,
+        typer.Argument(
+            metavar="[QUESTION]",
+            help="What to ask. Without it: a conversation.",
+            show_default=False,
+        ),
     ] = None,
     image: Images = None,
     url: Annotated[
-        str, typer.Option(help="Address of the OpenAI API.")
+        str, typer.Option(metavar="URL", help="Address of the OpenAI API.")
     ] = "http://127.0.0.1:9000/v1",
     model: Annotated[
-        str | None, typer.Option(help="Id of the model. Default: the first one served.")
+        str | None,
+        typer.Option(metavar="ID", help="Id of the model. Default: the first one served."),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TRITON_VLM_API_KEY",
+            metavar="KEY",
+            help="Key of the server, if it asks for one.",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, max=2.0, help="0 always answers the same.")
     ] = None,
@@ -181,14 +204,9 @@ def chat(
     """
     from triton_vlm.chat import ChatClient, ChatError
     from triton_vlm.conversation import converse, show_answer
-    from triton_vlm.ready_block import KEY_VARIABLE
 
     with ChatClient(
-        url,
-        model=model,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        api_key=os.environ.get(KEY_VARIABLE),
+        url, model=model, api_key=api_key, max_tokens=max_tokens, temperature=temperature
     ) as client:
         try:
             if question is None:
@@ -208,7 +226,9 @@ def generate(
     ],
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     image: Images = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, max=2.0, help="0 always answers the same.")
     ] = None,

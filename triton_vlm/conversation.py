@@ -1,40 +1,77 @@
-"""The terminal side of `triton-vlm chat`."""
+"""The terminal side of `triton-vlm chat`: answers on stdout, everything about them on stderr."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from triton_vlm.chat import ChatClient, ChatError
+from rich.console import Console
 
-INTRODUCTION = "Ask something. /image PATH adds a picture to the next question, ctrl-D ends.\n"
+from triton_vlm.chat import Answer, ChatClient, ChatError
+
+INTRODUCTION = (
+    "Ask something. /image PATH adds a picture to the next question, ctrl-C stops an answer, "
+    "ctrl-D ends.\n"
+)
 IMAGE_COMMAND = "/image "
 
 
-def show_answer(deltas: Iterable[str]) -> None:
-    """Write an answer to the terminal as it comes."""
-    for delta in deltas:
-        sys.stdout.write(delta)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+def show_answer(answer: Answer) -> None:
+    """Write an answer to the terminal as it comes, then its times and tokens in a dim line.
+
+    Raises:
+        ChatError: the question was not answered.
+        KeyboardInterrupt: ctrl-C; the server has been told to stop.
+    """
+    try:
+        with contextlib.closing(iter(answer)) as pieces:
+            for piece in pieces:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    finally:
+        if answer.text:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+    Console(stderr=True).print(answer.facts(), style="dim", highlight=False, soft_wrap=True)
 
 
 def converse(client: ChatClient, images: Sequence[Path]) -> None:
     """Ask what is typed until the input ends; a failed question can be asked again."""
     pending = list(images)
     if sys.stdin.isatty():
+        import readline  # noqa: F401 - arrow keys and a history at the prompt
+
         sys.stdout.write(INTRODUCTION)
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+            continue
         if line.startswith(IMAGE_COMMAND):
-            pending.append(Path(line.removeprefix(IMAGE_COMMAND).strip()).expanduser())
-        elif line:
-            try:
-                show_answer(client.ask(line, pending))
-                pending = []
-            except ChatError as exc:
-                sys.stderr.write(f"Error: {exc}\n")
+            path = Path(line.removeprefix(IMAGE_COMMAND).strip()).expanduser()
+            if path.is_file():
+                pending.append(path)
+            else:
+                sys.stderr.write(f"Error: {path} is not a file\n")
+        elif line and _is_answered(client, line, pending):
+            pending = []
+
+
+def _is_answered(client: ChatClient, question: str, images: Sequence[Path]) -> bool:
+    """Ask and show; whether the question is part of the conversation now."""
+    try:
+        answer = client.ask(question, images)
+        try:
+            show_answer(answer)
+        except KeyboardInterrupt:
+            sys.stderr.write("Stopped.\n")
+            return answer.text != ""
+    except ChatError as exc:
+        sys.stderr.write(f"Error: {exc}\n")
+        return False
+    return True

@@ -34,87 +34,51 @@ def ready_block(
 
     Writes the picture that the commands ask about into `log_dir`, if the model sees images.
     """
+    server = base_url.removesuffix("/v1")
+    about, image, question = "something", "", TEXT_QUESTION
+    content: object = question
+    if sees_images:
+        picture = log_dir / "circle.png"
+        picture.write_bytes(sample_picture())
+        about, image, question = "about a red circle", f"--image {picture} ", QUESTION
+        content = [
+            {"type": "text", "text": question},
+            {"type": "image_url", "image_url": {"url": sample_picture_uri()}},
+        ]
+    authorization, sdk_key = "", '"unused"'
+    if needs_key:
+        authorization = f' -H "Authorization: Bearer ${KEY_VARIABLE}"'
+        sdk_key = f'os.environ["{KEY_VARIABLE}"]'
+    body = json.dumps({"model": model_id, "messages": [{"role": "user", "content": content}]})
     return f"""
 triton-vlm is ready after {elapsed_s:.1f} s
 
-  Address   {base_url}
+  Page      {server}/  (open it in a browser)
+  API       {base_url}
   Model     {model_id}
-  Metrics   {base_url.removesuffix("/v1")}/metrics and, of Triton, {triton_metrics_url}
+  Metrics   {server}/metrics and, of Triton, {triton_metrics_url}
   Logs      {log_dir}
   Stop      ctrl-C
-{_KEY_HINT if needs_key else ""}{
-        _ask_about_a_picture(base_url, model_id, needs_key, log_dir)
-        if sees_images
-        else _ask(base_url, model_id, needs_key)
-    }"""
+{_KEY_HINT if needs_key else ""}
+Ask {about} in a terminal:
 
+{_program()} chat --url {base_url} {image}"{question}"
 
-def _ask_about_a_picture(base_url: str, model_id: str, needs_key: bool, log_dir: Path) -> str:
-    picture = log_dir / "circle.png"
-    picture.write_bytes(sample_picture())
-    content = [
-        {"type": "text", "text": QUESTION},
-        {"type": "image_url", "image_url": {"url": sample_picture_uri()}},
-    ]
-    return f"""
-Ask about a small picture, a red circle, or any other --image:
+with curl:
 
-{_program()} chat --url {base_url} --image {picture} "{QUESTION}"
+curl -s {base_url}/chat/completions -H 'Content-Type: application/json'{authorization} -d '{body}'
 
-The same with curl:
-
-{_curl(base_url, model_id, needs_key, content)}
-
-The same with the OpenAI SDK (pip install openai):
-
-import base64, openai{", os" if needs_key else ""}
-
-client = openai.OpenAI(base_url="{base_url}", api_key={_sdk_key(needs_key)})
-picture = base64.b64encode(open("{picture}", "rb").read()).decode()
-answer = client.chat.completions.create(
-    model="{model_id}",
-    messages=[{{"role": "user", "content": [
-        {{"type": "text", "text": "{QUESTION}"}},
-        {{"type": "image_url", "image_url": {{"url": "data:image/png;base64," + picture}}}},
-    ]}}],
-)
-print(answer.choices[0].message.content)
-"""
-
-
-def _ask(base_url: str, model_id: str, needs_key: bool) -> str:
-    return f"""
-Ask something; this model reads text only:
-
-{_program()} chat --url {base_url} "{TEXT_QUESTION}"
-
-The same with curl:
-
-{_curl(base_url, model_id, needs_key, TEXT_QUESTION)}
-
-The same with the OpenAI SDK (pip install openai):
+or with the OpenAI SDK (pip install openai):
 
 import openai{", os" if needs_key else ""}
 
-client = openai.OpenAI(base_url="{base_url}", api_key={_sdk_key(needs_key)})
+client = openai.OpenAI(base_url="{base_url}", api_key={sdk_key})
 answer = client.chat.completions.create(
     model="{model_id}",
-    messages=[{{"role": "user", "content": "{TEXT_QUESTION}"}}],
+    messages=[{{"role": "user", "content": {json.dumps(content)}}}],
 )
 print(answer.choices[0].message.content)
 """
-
-
-def _curl(base_url: str, model_id: str, needs_key: bool, content: object) -> str:
-    body = json.dumps({"model": model_id, "messages": [{"role": "user", "content": content}]})
-    headers = "-H 'Content-Type: application/json'"
-    if needs_key:
-        headers += f' -H "Authorization: Bearer ${KEY_VARIABLE}"'
-    return f"curl -s {base_url}/chat/completions {headers} -d '{body}'"
-
-
-def _sdk_key(needs_key: bool) -> str:
-    return f'os.environ["{KEY_VARIABLE}"]' if needs_key else '"unused"'
 
 
 def _program() -> str:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ import httpx
 import openai
 import pytest
 import requests
-import uvicorn
 from fake_backend import MODEL, FakeBackend, text_deltas
+from loopback_server import Asgi, serving
 
 from openai_frontend.app import create_app
 from openai_frontend.backend import Delta
@@ -30,50 +28,6 @@ from openai_frontend.tls import tls_options
 from python_backend.errors import InvalidRequestError
 
 pytestmark = pytest.mark.anyio
-
-Asgi = Callable[[Any, Any, Any], Awaitable[None]]
-
-
-class QuietServer(uvicorn.Server):
-    """Leaves the signals of the test run alone, and says when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.is_listening = asyncio.Event()
-
-    @property
-    def started(self) -> bool:
-        return self.is_listening.is_set()
-
-    @started.setter
-    def started(self, value: bool) -> None:
-        if value:
-            self.is_listening.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@asynccontextmanager
-async def serving(app: Asgi, **config: Any) -> AsyncIterator[str]:
-    """Serve `app` on a free port; yields `host:port`."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = QuietServer(
-            uvicorn.Config(
-                app, http="httptools", ws="none", log_config=None, lifespan="auto", **config
-            )
-        )
-        task = asyncio.create_task(server.serve([listener]))
-        async with asyncio.timeout(5):
-            await server.is_listening.wait()
-        try:
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            async with asyncio.timeout(10):
-                await task
 
 
 def chat_body(**fields: Any) -> dict[str, Any]:

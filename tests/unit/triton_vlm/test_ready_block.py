@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import base64
 import io
 import json
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from triton_vlm.ready_block import ready_block
-from triton_vlm.sample_picture import SIZE, sample_picture, sample_picture_uri
+from triton_vlm.sample_picture import SIZE, sample_picture
 
 
 def test_the_sample_picture_is_a_red_circle_on_white() -> None:
@@ -31,29 +32,35 @@ def make_block(log_dir: Path, *, sees_images: bool, needs_key: bool = False) -> 
     )
 
 
-def test_the_block_of_a_text_only_model_asks_about_no_picture(tmp_path: Path) -> None:
-    block = make_block(tmp_path, sees_images=False)
-    assert list(tmp_path.iterdir()) == []
-    assert "image" not in block
-    curl = next(line for line in block.splitlines() if line.startswith("curl"))
-    body = json.loads(curl.partition("-d '")[2].removesuffix("'"))
-    assert isinstance(body["messages"][0]["content"], str)
-    compile(block[block.index("import openai") :], "snippet", "exec")
-
-
-def test_the_block_holds_commands_that_can_be_copied(tmp_path: Path) -> None:
-    block = make_block(tmp_path, sees_images=True)
+@pytest.mark.parametrize("sees_images", [True, False])
+def test_the_block_holds_commands_that_can_be_copied(tmp_path: Path, sees_images: bool) -> None:
+    block = make_block(tmp_path, sees_images=sees_images)
     assert "ready after 3.2 s" in block
+    assert "http://127.0.0.1:9000/  (open it in a browser)" in block
     assert "http://127.0.0.1:9000/metrics" in block
-    picture = tmp_path / "circle.png"
-    assert f"--image {picture}" in block
-    encoded = base64.b64encode(picture.read_bytes()).decode()
-    assert sample_picture_uri() == f"data:image/png;base64,{encoded}"
     curl = next(line for line in block.splitlines() if line.startswith("curl"))
     body = json.loads(curl.partition("-d '")[2].removesuffix("'"))
+    content = body["messages"][0]["content"]
     assert body["model"] == "shapes-vl"
-    python = block[block.index("import base64") :]
-    compile(python, "snippet", "exec")
+    python = ast.parse(block[block.index("import openai") :])
+    assert content in [ast.literal_eval(node) for node in ast.walk(python) if is_literal(node)]
+    if sees_images:
+        picture = tmp_path / "circle.png"
+        assert f"--image {picture}" in block
+        encoded = base64.b64encode(picture.read_bytes()).decode()
+        assert content[1]["image_url"]["url"] == f"data:image/png;base64,{encoded}"
+    else:
+        assert isinstance(content, str)
+        assert "image" not in block
+        assert list(tmp_path.iterdir()) == []
+
+
+def is_literal(node: ast.AST) -> bool:
+    try:
+        ast.literal_eval(node)  # type: ignore[arg-type]
+    except ValueError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("sees_images", [True, False])
