@@ -69,6 +69,8 @@ def engine_from_onnx(
     if gpu is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(_compute_capability(trt, gpu), 0)
+        # A CUDA graph cannot be captured while an engine allocates memory of its own.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     for sizes in profiles:
         profile = builder.create_optimization_profile()
         for tensor in spec.inputs:
