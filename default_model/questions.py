@@ -1,7 +1,8 @@
 """Turn scenes into questions with their one right answer.
 
 Answers are short and fixed in form, so that comparing them exactly is a fair test. Those that need
-a comparison say what is compared before the verdict, which a small model finds easier. A template
+a comparison say what is compared before the verdict, and those that count some of the shapes say
+where they are before the number, which a small model finds easier. A template
 names the picture `{image}`: "the image" when there is one, "the second image" among several.
 """
 
@@ -179,11 +180,16 @@ def describe(scene: Scene, image: str = "the image") -> str:
     if scene.number is not None:
         what = f"the number {scene.number.text} in {scene.number.colour}"
     elif scene.shapes:
-        items = [f"{article(_name(shape))} {PLACES[shape.place]}" for shape in scene.shapes]
-        what = " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+        what = _list(scene.shapes)
     else:
         return f"{subject} is empty, with {article(scene.background)} background."
     return f"{subject} shows {what} on {article(scene.background)} background."
+
+
+def _list(shapes: Sequence[Shape]) -> str:
+    """As in "a red circle at the top and a blue star on the left"."""
+    items = [f"{article(_name(shape))} {PLACES[shape.place]}" for shape in shapes]
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def _name(shape: Shape) -> str:
@@ -191,11 +197,14 @@ def _name(shape: Shape) -> str:
 
 
 def _be(count: int, thing: str) -> str:
-    """As in "There are two circles."."""
-    plural = "crosses" if thing.endswith("cross") else thing + "s"
+    """As in "there are two circles"."""
     if count == 1:
-        return f"There is one {thing}."
-    return f"There are {COUNTS[count]} {plural}."
+        return f"there is one {thing}"
+    return f"there are {COUNTS[count]} {_plural(thing)}"
+
+
+def _plural(thing: str) -> str:
+    return "crosses" if thing == "cross" else f"{thing}s"
 
 
 def _count(num_shapes: int) -> str:
@@ -262,7 +271,7 @@ def _ask_at_place(rng: random.Random, scene: Scene, image: str) -> _Asked:
 
 
 def _ask_count(rng: random.Random, scene: Scene, image: str) -> _Asked:
-    return COUNT, {}, _be(len(scene.shapes), "shape")
+    return COUNT, {}, f"{_be(len(scene.shapes), 'shape').capitalize()}."
 
 
 def _ask_count_some(rng: random.Random, scene: Scene, image: str) -> _Asked:
@@ -270,13 +279,15 @@ def _ask_count_some(rng: random.Random, scene: Scene, image: str) -> _Asked:
         raise _NotApplicable
     near = rng.random() < 0.75
     if rng.random() < 0.6:
-        name = rng.choice(scene.shapes).name if near else rng.choice(SHAPES)
-        thing, count = name, sum(s.name == name for s in scene.shapes)
+        thing = rng.choice(scene.shapes).name if near else rng.choice(SHAPES)
+        counted = [shape for shape in scene.shapes if shape.name == thing]
     else:
         colour = rng.choice(scene.shapes).colour if near else rng.choice(list(COLOURS))
-        thing, count = f"{colour} shape", sum(s.colour == colour for s in scene.shapes)
-    plural = "crosses" if thing == "cross" else thing + "s"
-    return COUNT_SOME, {"things": plural}, _be(count, thing)
+        thing, counted = f"{colour} shape", [s for s in scene.shapes if s.colour == colour]
+    answer = f"There is no {thing} in {image}."
+    if counted:
+        answer = f"There is {_list(counted)}, so {_be(len(counted), thing)}."
+    return COUNT_SOME, {"things": _plural(thing)}, answer
 
 
 def _ask_where(rng: random.Random, scene: Scene, image: str) -> _Asked:

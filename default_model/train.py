@@ -1,8 +1,8 @@
 """Train the default model from nothing, on a CPU: `python default_model/train.py --out FOLDER`.
 
-The run has three stages. The vision tower learns to say what is where; the language model, on the tower
-as it is, learns to answer; then both learn together. A run that was stopped (SIGTERM) goes on from
-FOLDER-training.pt when started again.
+The run has four stages. The vision tower learns to say what is where; the language model, on the tower
+as it is, learns to answer; then both learn together, twice. A run that was stopped (SIGTERM) goes on
+from FOLDER-training.pt when started again.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ STAGES = (
     Stage("see", 2400, 3e-3, num_pictures=64, trains_tower=True),
     Stage("answer", 4500, 2e-3, num_rows=16, easy_share=0.15, starts_grounded=True),
     Stage("both", 2400, 1e-3, num_rows=16, num_pictures=16, trains_tower=True),
+    Stage("again", 2000, 7e-4, num_rows=16, num_pictures=16, trains_tower=True),
 )
 WARM_UP_STEPS = 60
 MAX_TOKENS = 120  # rough length of a sequence

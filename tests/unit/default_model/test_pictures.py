@@ -108,6 +108,30 @@ def test_counts_and_colours_and_places_follow_from_the_scene():
             assert any(name in exists.answer for name in names)
 
 
+def test_a_count_of_some_shapes_follows_from_what_the_answer_lists():
+    rng = random.Random(0)
+    for seed in range(200):
+        scene = make_scene(seed, number_share=0.0)
+        question = questions.ask(rng, scene, "count_some")
+        if question is None:
+            assert not scene.shapes
+            continue
+        *listed, count = question.answer.removesuffix(".").split(", so there ")
+        # The words for it in "There is no red shape in the image" or "are two crosses".
+        thing = count.split(" ")[2:] if listed else count.split(" ")[3:]
+        is_asked = [
+            thing[0] in (shape.colour, shape.name, f"{shape.name}s", f"{shape.name}es")
+            for shape in scene.shapes
+        ]
+        if listed:
+            assert count.split(" ")[1] == questions.COUNTS[sum(is_asked)]
+        else:
+            assert sum(is_asked) == 0
+        for shape, is_listed in zip(scene.shapes, is_asked, strict=True):
+            place = f"{shape.colour} {shape.name} {pictures.PLACES[shape.place]}"
+            assert (place in "".join(listed)) == is_listed
+
+
 def test_which_image_has_more_shapes_follows_from_both_scenes():
     rng = random.Random(0)
     for seed in range(0, 200, 2):
