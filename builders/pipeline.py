@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -29,16 +30,17 @@ from builders.modules import fill_weights
 from builders.options import BuildOptions
 from builders.precision import Precision
 from builders.profiles import Profile, cross_profile, decoder_profiles
-from builders.reference import find_reference
+from builders.reference import Reference, find_reference
 from builders.repository import write_repository
 from builders.source import Source, open_source
 from builders.trt_engine import trt_version
-from builders.verify import CaseResult, verify
+from builders.verify import COMPUTE_TOLERANCE, FP32_TOLERANCE, CaseResult, verify
 from python_backend import tensor_names as names
 from python_backend.config import EngineConfig
 from python_backend.errors import BundleError
 from python_backend.families import load_family
 from python_backend.families.base import ModelFamily
+from python_backend.gpu import find_gpu
 from python_backend.manifest import (
     CPU,
     FILE_NAME,
@@ -108,7 +110,12 @@ def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[Case
                 results = verify(model, reference.cases, reference.logits_tolerance)
             verification = {"reference": reference.name, **_summary(results)}
             if options.targets:
-                verification["engines"] = dict.fromkeys(options.targets, "not run")
+                of_engine = _verify_engine(staging, options, manifest, reference, report)
+                verification["engines"] = {
+                    gpu: _summary(of_engine[gpu]) if gpu in of_engine else "not run"
+                    for gpu in options.targets
+                }
+                results += chain.from_iterable(of_engine.values())
             manifest = replace(manifest, verification=verification)
         _write_manifest(staging, manifest)
         _move_into_place(staging, options.output, manifest.name)
@@ -355,6 +362,40 @@ def _runnable(
         if precision.weight_bits is not None:
             built = replace(built, precision=options.precision)
         yield _write_manifest(twin, built)
+
+
+def _verify_engine(
+    staging: Path,
+    options: BuildOptions,
+    manifest: Manifest,
+    reference: Reference,
+    report: Report,
+) -> dict[str, list[CaseResult]]:
+    """Run the engine that is for this machine's GPU, if one is.
+
+    Returns:
+        Results by GPU, only of what was run.
+
+    Raises:
+        BundleError: the engine does not load.
+        ParityError: it does not give the reference's numbers.
+    """
+    gpu = find_gpu()
+    if gpu not in options.targets:
+        report.note(
+            f"no engine was run: they are for {', '.join(options.targets)} and this machine has "
+            f"{gpu or 'no GPU'}; verified are the same graphs, computed in fp32 on the CPU"
+        )
+        return {}
+    report.stage(f"Comparing the engine for {gpu} with the reference")
+    rounding = COMPUTE_TOLERANCE[options.number_formats.compute]
+    results = verify(
+        _write_manifest(staging, manifest),
+        [replace(case, name=f"{case.name}, engine for {gpu}") for case in reference.cases],
+        reference.logits_tolerance + rounding,
+        FP32_TOLERANCE + rounding,
+    )
+    return {gpu: results}
 
 
 def _summary(results: Sequence[CaseResult]) -> dict[str, object]:

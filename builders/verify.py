@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from safetensors.numpy import load_file
 
 from python_backend.config import EngineConfig
@@ -49,6 +50,11 @@ UNROUNDED_TOLERANCE = {
 }
 """The same against the weights as they were, by precision: measured 0.08 for 8 bits, integers or floats, and
 0.4 for 4 bits of the default model."""
+
+COMPUTE_TOLERANCE = {ir.DataType.BFLOAT16: 0.1, ir.DataType.FLOAT16: 0.02}
+"""What an engine that computes in another format may be off besides: such a format rounds to 2^-8 or 2^-11
+after every operation."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceCase:

@@ -211,6 +211,7 @@ def test_a_build_for_several_gpus_has_an_engine_for_each_and_what_it_cost(
     verification = model.manifest.verification
     assert verification["reference"].endswith(f"weights rounded to {precision}")
     assert verification["engines"] == {"sm89": "not run", "sm120": "not run"}
+    assert "no engine was run: they are for sm89, sm120" in "\n".join(report.notes)
     for graph in (model.manifest.vision_encoder, model.manifest.decoder):
         assert list(graph.paths) == ["sm89", "sm120"]
         for gpu in options.gpus:
