@@ -8,7 +8,7 @@ capacity, D head size, V vocabulary, L logits per row) is the table in docs/arch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -356,13 +356,10 @@ class _Head(nn.Module):
     def __init__(self, config: DecoderConfig, precision: Precision, tied: Embedding) -> None:
         super().__init__("lm_head")
         self._config = config
-        # 8 bits at least: the head decides between neighbouring tokens.
-        if precision.weight_bits is not None:
-            precision = replace(precision, weight_bits=8)
         # One stored table serves both ends when nothing is quantized.
         self._tied = [tied] if config.tied_embeddings and precision.weight_bits is None else []
         if not self._tied:
-            self.proj = Linear(precision, config.hidden_size, config.vocab_size)
+            self.proj = Linear(precision.head, config.hidden_size, config.vocab_size)
             self.proj._set_name("")  # the checkpoint calls it lm_head.weight
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from builders.profiles import Profile
 from builders.trt_engine import engine_from_onnx
-from python_backend.gpu import current_gpu
 from python_backend.spec import GraphSpec
 
 _PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
@@ -22,7 +21,8 @@ def build_engines(
     path: Path,
     spec: GraphSpec,
     profiles: Sequence[Profile],
-    gpus: Sequence[str],
+    engine: str,
+    targets: Sequence[str],
     say: Callable[[str], None],
 ) -> tuple[dict[str, Path], Costs]:
     """Build engines beside a graph.
@@ -31,17 +31,18 @@ def build_engines(
         path: the ONNX file.
         spec: its contract.
         profiles: one optimization profile each.
-        gpus: such as sm89; none for the GPU of this machine.
+        engine: tensorrt_rtx, or tensorrt, whose only target is the GPU of this machine.
+        targets: such as sm89.
         say: told what is being done.
 
     Returns:
         Target to engine file, and target to costs.
 
     Raises:
-        BundleError: TensorRT cannot build one of them, or there is no GPU to build for.
+        BundleError: TensorRT cannot build one of them.
     """
     paths, costs = {}, Costs()
-    for target in gpus or [current_gpu()]:
+    for target in targets:
         say(f"Building the engine {spec.name} for {target}")
         _reset_peak()
         start = time.monotonic()
@@ -49,14 +50,14 @@ def build_engines(
         def say_phase(phase: str, target: str = target) -> None:
             say(f"{spec.name} for {target}: {phase}")
 
-        gpu = target if gpus else None
-        engine = engine_from_onnx(path, spec, profiles, gpu=gpu, say=say_phase)
+        gpu = target if engine == "tensorrt_rtx" else None
+        plan = engine_from_onnx(path, spec, profiles, gpu=gpu, say=say_phase)
         paths[target] = path.with_suffix(f".{target}.engine")
-        paths[target].write_bytes(engine)
+        paths[target].write_bytes(plan)
         costs[target] = {
             "seconds": round(time.monotonic() - start, 1),
             "peak_bytes": _peak(),
-            "engine_bytes": len(engine),
+            "engine_bytes": len(plan),
         }
     return paths, costs
 

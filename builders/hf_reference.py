@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
 from builders.families.base import FamilyGraphs
-from builders.precision import BLOCK_SIZE
-from builders.quantize import block_quantize
+from builders.precision import Precision
+from builders.quantize import Quantization
 from builders.verify import ReferenceCase
 from python_backend.preprocess import Preprocessor
 
@@ -24,7 +24,7 @@ _QUESTION: dict[str, Any] = {"role": "user", "content": "What can you tell me ab
 
 
 def huggingface_cases(
-    folder: Path, graphs: FamilyGraphs, preprocessor: Preprocessor, weight_bits: int | None
+    folder: Path, graphs: FamilyGraphs, preprocessor: Preprocessor, precision: Precision
 ) -> list[ReferenceCase]:
     """Run the checkpoint in `folder` on a text, on one picture and on two in two turns.
 
@@ -36,8 +36,7 @@ def huggingface_cases(
         preprocessor: makes the model's inputs; that it equals the Hugging Face processor is shown
         by
             the tests of its family.
-        weight_bits: round the decoder's weights as the builder does, so that what is compared is
-        the
+        precision: round the decoder's weights as the builder does, so that what is compared is the
             graph and not the loss of precision that was asked for.
     """
     auto_class = AutoModelForImageTextToText if graphs.sees_images else AutoModelForCausalLM
@@ -45,8 +44,7 @@ def huggingface_cases(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     model.eval()
-    if weight_bits is not None:
-        _round_weights(model, weight_bits)
+    _round_weights(model, precision)
     images = [_picture(96, 140), _picture(150, 61)]
     image: dict[str, Any] = {"type": "image"}
     text = {"type": "text", "text": "What is in this picture?"}
@@ -68,18 +66,22 @@ def huggingface_cases(
     ]
 
 
-def _round_weights(model: Any, weight_bits: int) -> None:
-    """What `modules.Linear` and `modules.Embedding` store, as fp32; embeddings and head have 8 bits."""
+def _round_weights(model: Any, precision: Precision) -> None:
+    """What `modules.Linear` and `modules.Embedding` store, as fp32."""
+    if precision.weight_bits is None:
+        return
     layers = {
-        module: weight_bits
+        module: precision
         for module in model.get_decoder().modules()
         if isinstance(module, torch.nn.Linear)
     }
-    layers |= {model.get_input_embeddings(): 8, model.get_output_embeddings(): 8}
-    for module, bits in layers.items():
-        integers, scales = block_quantize(module.weight.detach().numpy(), bits)
-        scales = np.repeat(scales, BLOCK_SIZE, axis=1)[:, : integers.shape[1]]
-        rounded = torch.from_numpy(integers.astype(np.float32) * scales)
+    layers[model.get_output_embeddings()] = precision.head
+    if not precision.for_tensorrt:
+        layers[model.get_input_embeddings()] = precision.head
+    for module, rounding in layers.items():
+        quantization = Quantization.of(rounding)
+        assert quantization is not None
+        rounded = torch.from_numpy(quantization.rounded(module.weight.detach().numpy()))
         module.weight = torch.nn.Parameter(rounded, requires_grad=False)
 
 

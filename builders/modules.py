@@ -9,7 +9,6 @@ capacity.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from onnxscript import nn
 
 from builders.checkpoint import Checkpoint, StoredTensor
 from builders.precision import BLOCK_SIZE, Precision
-from builders.quantize import block_quantize
+from builders.quantize import Quantization, block_quantize
 from python_backend.errors import BundleError
 
 Op = Any
@@ -135,8 +134,7 @@ class Linear(nn.Module):
     """`x @ weight.T + bias` with the checkpoint's `weight` [out, in] and `bias` [out].
 
     Written weights are stored transposed, [in, out], which is what MatMul reads; linked ones stay
-    as they are and get a Transpose; quantized ones are [in, out] integers with a scale per block of
-    `BLOCK_SIZE` input features.
+    as they are and get a Transpose; quantized ones are [in, out] too, with scales.
     """
 
     def __init__(
@@ -144,20 +142,17 @@ class Linear(nn.Module):
     ) -> None:
         super().__init__()
         self._dense = Dense(precision)
-        self._bits = precision.weight_bits
-        if self._bits is not None:
-            quantize = functools.partial(
-                block_quantize, bits=self._bits, has_signed_scales=not precision.for_tensorrt
-            )
+        self._quantization = quantization = Quantization.of(precision)
+        if quantization is not None:
             self.weight = Weight(
                 [num_in, num_out],
-                ir.DataType.INT4 if self._bits == 4 else ir.DataType.INT8,
-                encode=lambda array: quantize(array)[0].T,
+                quantization.dtype,
+                encode=lambda array: quantization.quantize(array)[0].T,
             )
             self.weight_scale = Weight(
-                [-(-num_in // BLOCK_SIZE), num_out],
+                quantization.scale_shape(num_in, num_out),
                 precision.compute,
-                encode=lambda array: quantize(array)[1].T,
+                encode=lambda array: quantization.quantize(array)[1].T,
                 source="weight",
             )
         elif precision.linked:
@@ -167,9 +162,9 @@ class Linear(nn.Module):
         self.bias = self._dense.weight([num_out]) if bias else None
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        if self._bits is not None:
+        if self._quantization is not None:
             matrix = op.DequantizeLinear(
-                self.weight, self.weight_scale, axis=0, block_size=BLOCK_SIZE
+                self.weight, self.weight_scale, **self._quantization.attributes
             )
         elif self._dense.precision.linked:
             matrix = op.Transpose(self._dense.cast(op, self.weight), perm=[1, 0])

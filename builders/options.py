@@ -8,6 +8,7 @@ from pathlib import Path
 
 from builders.precision import PRECISIONS, Precision
 from python_backend.errors import BundleError
+from python_backend.gpu import current_gpu
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _GPU = re.compile(r"sm[0-9]{2,3}")
@@ -76,6 +77,20 @@ class BuildOptions:
         for gpu in self.gpus:
             if not _GPU.fullmatch(gpu):
                 raise BundleError(f"GPU {gpu!r} is not a compute capability such as sm89")
+            self.number_formats.check_gpu(gpu)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """GPUs to build engines for; none for ONNX Runtime.
+
+        Raises:
+            BundleError: for TensorRT, this machine's GPU is missing or lacks one of the number formats.
+        """
+        if self.engine != "tensorrt":
+            return self.gpus
+        gpu = current_gpu()
+        self.number_formats.check_gpu(gpu)
+        return (gpu,)
 
     @property
     def number_formats(self) -> Precision:

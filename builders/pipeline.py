@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -27,24 +28,19 @@ from builders.families.base import BuildLimits
 from builders.graph import write_graph
 from builders.modules import fill_weights
 from builders.options import BuildOptions
-from builders.precision import CPU_WEIGHT_BITS, Precision
+from builders.precision import Precision
 from builders.profiles import Profile, cross_profile, decoder_profiles
+from builders.reference import Reference, find_reference
 from builders.repository import write_repository
 from builders.source import Source, open_source
 from builders.trt_engine import trt_version
-from builders.verify import (
-    ROUNDED_TOLERANCE,
-    UNROUNDED_TOLERANCE,
-    CaseResult,
-    ReferenceCase,
-    recorded_cases,
-    verify,
-)
+from builders.verify import COMPUTE_TOLERANCE, FP32_TOLERANCE, CaseResult, verify
 from python_backend import tensor_names as names
 from python_backend.config import EngineConfig
 from python_backend.errors import BundleError
 from python_backend.families import load_family
 from python_backend.families.base import ModelFamily
+from python_backend.gpu import find_gpu
 from python_backend.manifest import (
     CPU,
     FILE_NAME,
@@ -54,7 +50,6 @@ from python_backend.manifest import (
     Manifest,
     ModelFolder,
 )
-from python_backend.preprocess import Preprocessor
 from python_backend.spec import GraphSpec
 
 _LIBRARIES = ("triton-vlm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "transformers")
@@ -94,6 +89,7 @@ def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[Case
         *_versions().values(),
         _code_digest(),
         options,
+        options.targets,
         max_model_len,
     )
     existing = _existing(options)
@@ -102,14 +98,24 @@ def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[Case
         return existing, []
     options.output.mkdir(parents=True, exist_ok=True)
     with _staging(options.output) as staging:
-        manifest = _build_into(staging, options, source, max_model_len, report, existing)
+        precision = options.number_formats
+        manifest = _build_into(staging, options, precision, source, max_model_len, report, existing)
         manifest = replace(manifest, source={**manifest.source, "build_key": key})
         results: list[CaseResult] = []
         if not options.skip_verify:
             with _runnable(staging, options, manifest, source, max_model_len, report) as model:
-                results, verification = _verify(model, source, report)
-            if options.engine != "onnxruntime":
-                verification["engines"] = "not run: verified are the same graphs in fp32"
+                in_fp32 = precision.computed_in_fp32
+                reference = find_reference(model, in_fp32, source.checkpoint.folder, report.stage)
+                report.stage("Comparing with the reference")
+                results = verify(model, reference.cases, reference.logits_tolerance)
+            verification = {"reference": reference.name, **_summary(results)}
+            if options.targets:
+                of_engine = _verify_engine(staging, options, manifest, reference, report)
+                verification["engines"] = {
+                    gpu: _summary(of_engine[gpu]) if gpu in of_engine else "not run"
+                    for gpu in options.targets
+                }
+                results += chain.from_iterable(of_engine.values())
             manifest = replace(manifest, verification=verification)
         _write_manifest(staging, manifest)
         _move_into_place(staging, options.output, manifest.name)
@@ -148,6 +154,7 @@ def _staging(output: Path) -> Iterator[Path]:
 def _build_into(
     staging: Path,
     options: BuildOptions,
+    precision: Precision,
     source: Source,
     max_model_len: int,
     report: Report,
@@ -155,7 +162,6 @@ def _build_into(
 ) -> Manifest:
     name, runtime = options.triton_name, EngineConfig()
     graphs = family_graphs(source.config["model_type"])(source.config)
-    precision = options.number_formats
     limits = BuildLimits(
         max_model_len=max_model_len,
         max_images=options.max_images,
@@ -251,7 +257,7 @@ class _GraphWriter:
         variant: tuple[object, ...] = precision, spec
         if not self._is_for_cpu:
             engine = self._options.engine
-            variant = *variant, engine, self._options.gpus, profiles, trt_version(engine)
+            variant = *variant, engine, self._options.targets, profiles, trt_version(engine)
         key = _digest(
             self._source.checkpoint.fingerprint(), *_versions().values(), _code_digest(), variant
         )
@@ -268,7 +274,12 @@ class _GraphWriter:
         paths, costs = {CPU: path}, Costs()
         if not self._is_for_cpu:
             paths, costs = build_engines(
-                path, spec, profiles, self._options.gpus, self._report.stage
+                path,
+                spec,
+                profiles,
+                self._options.engine,
+                self._options.targets,
+                self._report.stage,
             )
             for file in folder.glob(f"{path.name}*"):
                 file.unlink()
@@ -340,49 +351,60 @@ def _runnable(
     max_model_len: int,
     report: Report,
 ) -> Iterator[ModelFolder]:
-    """What is verified: the staged model, or the same graphs in fp32 if it is for a GPU."""
+    """What is verified: the staged model, or its graphs computed in fp32 if it is for a GPU."""
     if options.engine == "onnxruntime":
         yield _write_manifest(staging, manifest)
         return
     with _staging(staging) as twin:
         on_cpu = replace(options, engine="onnxruntime", precision="fp32", gpus=())
-        yield _write_manifest(twin, _build_into(twin, on_cpu, source, max_model_len, report, None))
+        precision = options.number_formats.computed_in_fp32
+        built = _build_into(twin, on_cpu, precision, source, max_model_len, report, None)
+        if precision.weight_bits is not None:
+            built = replace(built, precision=options.precision)
+        yield _write_manifest(twin, built)
 
 
-def _verify(
-    model: ModelFolder, source: Source, report: Report
-) -> tuple[list[CaseResult], dict[str, object]]:
-    """Compare the staged model with a recording beside the checkpoint, else with Hugging Face."""
-    folder, precision = source.checkpoint.folder, model.manifest.precision
-    cases, reference = recorded_cases(folder), "recorded from Hugging Face in eager fp32"
-    tolerance = UNROUNDED_TOLERANCE[precision]
-    if cases is None:
-        report.stage("Running the checkpoint in Hugging Face, eager fp32")
-        cases, reference = _huggingface_cases(model, source), "Hugging Face in eager fp32"
-        if precision != "fp32":
-            tolerance, reference = ROUNDED_TOLERANCE, f"{reference}, weights rounded to {precision}"
-    report.stage("Comparing with the reference")
-    results = verify(model, cases, tolerance)
-    return results, {
-        "reference": reference,
+def _verify_engine(
+    staging: Path,
+    options: BuildOptions,
+    manifest: Manifest,
+    reference: Reference,
+    report: Report,
+) -> dict[str, list[CaseResult]]:
+    """Run the engine that is for this machine's GPU, if one is.
+
+    Returns:
+        Results by GPU, only of what was run.
+
+    Raises:
+        BundleError: the engine does not load.
+        ParityError: it does not give the reference's numbers.
+    """
+    gpu = find_gpu()
+    if gpu not in options.targets:
+        report.note(
+            f"no engine was run: they are for {', '.join(options.targets)} and this machine has "
+            f"{gpu or 'no GPU'}; verified are the same graphs, computed in fp32 on the CPU"
+        )
+        return {}
+    report.stage(f"Comparing the engine for {gpu} with the reference")
+    rounding = COMPUTE_TOLERANCE[options.number_formats.compute]
+    results = verify(
+        _write_manifest(staging, manifest),
+        [replace(case, name=f"{case.name}, engine for {gpu}") for case in reference.cases],
+        reference.logits_tolerance + rounding,
+        FP32_TOLERANCE + rounding,
+    )
+    return {gpu: results}
+
+
+def _summary(results: Sequence[CaseResult]) -> dict[str, object]:
+    return {
         "embeds_error": max(result.embeds_error for result in results),
         "logits_error": max(result.logits_error for result in results),
         "num_equal_tokens": sum(result.num_equal_tokens for result in results),
         "num_tokens": sum(result.num_tokens for result in results),
     }
-
-
-def _huggingface_cases(model: ModelFolder, source: Source) -> list[ReferenceCase]:
-    try:
-        from builders.hf_reference import huggingface_cases
-    except ImportError as error:
-        raise BundleError(
-            "verification needs torch: pip install 'triton-vlm[verify]', or pass --skip-verify and "
-            "allow unverified models when you serve"
-        ) from error
-    bits = CPU_WEIGHT_BITS[model.manifest.precision]
-    graphs = family_graphs(source.config["model_type"])(source.config)
-    return huggingface_cases(source.checkpoint.folder, graphs, Preprocessor(model), bits)
 
 
 def _write_manifest(repository: Path, manifest: Manifest) -> ModelFolder:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
+
+from python_backend.errors import BundleError
 
 BLOCK_SIZE = 32
 """Input features that share one scale: the block both ONNX Runtime and TensorRT have kernels for."""
 
-CPU_WEIGHT_BITS: Mapping[str, int | None] = {"fp32": None, "int8": 8, "int4": 4}
-"""`--precision` for the CPU, and the bits of its linear layers' weights."""
+_CPU_WEIGHT_BITS: Mapping[str, int | None] = {"fp32": None, "int8": 8, "int4": 4}
+_GPU_WEIGHT_BITS: Mapping[str, int | None] = {
+    "bf16": None,
+    "fp16": None,
+    "fp8": 8,
+    "int8": 8,
+    "int4": 4,
+}
 
-_GPU_WEIGHT_BITS: Mapping[str, int | None] = {"bf16": None, "fp16": None, "int8": 8, "int4": 4}
+_MIN_FLOAT8_GPU = 89
+"""Compute capability of the first GPUs that convert 8-bit floats; TensorRT builds for no earlier one."""
 
 PRECISIONS: Mapping[str, tuple[str, ...]] = {
-    "onnxruntime": tuple(CPU_WEIGHT_BITS),
+    "onnxruntime": tuple(_CPU_WEIGHT_BITS),
     "tensorrt": tuple(_GPU_WEIGHT_BITS),
     "tensorrt_rtx": tuple(_GPU_WEIGHT_BITS),
 }
@@ -29,7 +38,8 @@ class Precision:
 
     Attributes:
         compute: dtype of activations, of the KV cache and of unquantized weights.
-        weight_bits: 4 or 8 for block weight-only quantization of the linear layers, None for none.
+        weight_bits: 4 or 8 for weight-only quantization of the linear layers, None for none.
+        is_float8: whether 8-bit weights are floats (E4M3) and not integers.
         for_tensorrt: whether quantized weights are as TensorRT takes them: scales positive, and embedding
             tables as they are, because it dequantizes constants and not the rows that a prompt picks.
         linked: dtype of the checkpoint's weights, to leave them in the checkpoint's own files and
@@ -39,6 +49,7 @@ class Precision:
 
     compute: ir.DataType
     weight_bits: int | None = None
+    is_float8: bool = False
     for_tensorrt: bool = False
     linked: ir.DataType | None = None
 
@@ -50,16 +61,43 @@ class Precision:
     @classmethod
     def for_cpu(cls, name: str) -> Precision:
         """What `--precision` means for ONNX Runtime on a CPU: fp32, int8 or int4 weights, fp32 compute."""
-        return cls(compute=ir.DataType.FLOAT, weight_bits=CPU_WEIGHT_BITS[name])
+        return cls(compute=ir.DataType.FLOAT, weight_bits=_CPU_WEIGHT_BITS[name])
 
     @classmethod
     def for_gpu(cls, name: str) -> Precision:
-        """What `--precision` means for TensorRT: bf16, fp16, or int8 or int4 weights with bf16 compute."""
+        """What `--precision` means for TensorRT: bf16, fp16, or fewer bits per weight with bf16 compute."""
         return cls(
             compute=ir.DataType.FLOAT16 if name == "fp16" else ir.DataType.BFLOAT16,
             weight_bits=_GPU_WEIGHT_BITS[name],
+            is_float8=name == "fp8",
             for_tensorrt=True,
         )
+
+    @property
+    def computed_in_fp32(self) -> Precision:
+        """The same weights, rounded as they are, for a machine that computes in fp32 only."""
+        return replace(self, compute=ir.DataType.FLOAT)
+
+    @property
+    def head(self) -> Precision:
+        """Of the output head: 8-bit integers at least, because it decides between neighbouring tokens."""
+        if self.weight_bits is None:
+            return self
+        return replace(self, weight_bits=8, is_float8=False)
+
+    def check_gpu(self, gpu: str) -> None:
+        """Refuse a GPU that lacks one of the number formats.
+
+        Args:
+            gpu: compute capability, such as sm89.
+
+        Raises:
+            BundleError: it does.
+        """
+        if self.is_float8 and int(gpu.removeprefix("sm")) < _MIN_FLOAT8_GPU:
+            raise BundleError(
+                f"{gpu} has no 8-bit floats, which came with sm{_MIN_FLOAT8_GPU}: give --precision int8"
+            )
 
     @property
     def unquantized(self) -> Precision:

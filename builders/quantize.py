@@ -1,11 +1,103 @@
-"""Block weight-only quantization: signed integers with one scale per block of input features."""
+"""Weight-only quantization: how a linear layer's weight is rounded, and how the graph restores it."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 
-from builders.precision import BLOCK_SIZE
+from builders.precision import BLOCK_SIZE, Precision
+
+_LARGEST = {ir.DataType.INT8: 127, ir.DataType.FLOAT8E4M3FN: 448}
+_VALUES_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """Of the weights of linear layers.
+
+    Attributes:
+        dtype: INT4, INT8 or FLOAT8E4M3FN.
+        has_blocks: whether `BLOCK_SIZE` input features of an output feature share a scale, not all of them.
+        has_signed_scales: whether scales may be negative.
+    """
+
+    dtype: ir.DataType
+    has_blocks: bool
+    has_signed_scales: bool
+
+    @classmethod
+    def of(cls, precision: Precision) -> Quantization | None:
+        """What a precision asks for; None if weights stay as they are.
+
+        8 bits have no blocks on TensorRT: it restores such weights inside the matrix product if all of an
+        output feature's have one scale, but whole matrices, in memory and at every step, if they have blocks.
+        """
+        if precision.weight_bits is None:
+            return None
+        has_blocks = precision.weight_bits == 4 or not precision.for_tensorrt
+        dtype = ir.DataType.INT4 if precision.weight_bits == 4 else ir.DataType.INT8
+        if precision.is_float8:
+            dtype = ir.DataType.FLOAT8E4M3FN
+        return cls(dtype, has_blocks, not precision.for_tensorrt)
+
+    def quantize(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Round a weight [out, in].
+
+        Returns:
+            Values [out, in] in NumPy's type of `dtype`, and scales float32 [out, blocks], or [out] without
+            blocks.
+        """
+        if self.has_blocks:
+            bits = 4 if self.dtype == ir.DataType.INT4 else 8
+            return block_quantize(weight, bits, has_signed_scales=self.has_signed_scales)
+        return channel_quantize(weight, self.dtype)
+
+    def scale_shape(self, num_in: int, num_out: int) -> list[int]:
+        """Shape of the scales in a graph, where weights are [num_in, num_out]."""
+        return [-(-num_in // BLOCK_SIZE), num_out] if self.has_blocks else [num_out]
+
+    @property
+    def attributes(self) -> Mapping[str, int]:
+        """Of the `DequantizeLinear` that restores weights [in, out]."""
+        return {"axis": 0, "block_size": BLOCK_SIZE} if self.has_blocks else {"axis": 1}
+
+    def rounded(self, weight: np.ndarray) -> np.ndarray:
+        """What is left of a weight [out, in], float32."""
+        values, scales = self.quantize(weight)
+        if self.has_blocks:
+            scales = np.repeat(scales, BLOCK_SIZE, axis=1)[:, : values.shape[1]]
+        else:
+            scales = scales[:, None]
+        restored: np.ndarray = values.astype(np.float32) * scales
+        return restored
+
+
+def channel_quantize(weight: np.ndarray, dtype: ir.DataType) -> tuple[np.ndarray, np.ndarray]:
+    """Quantize each row; its value of largest magnitude maps to the largest of `dtype`, or its negative.
+
+    Args:
+        weight: [rows, features], any float dtype.
+        dtype: INT8 or FLOAT8E4M3FN.
+
+    Returns:
+        Values [rows, features] and positive scales float32 [rows], 1 for a row of zeros; `values * scales`
+        approximates `weight`.
+    """
+    return _by_rows(functools.partial(_quantize_channels, dtype=dtype), weight)
+
+
+def _quantize_channels(weight: np.ndarray, dtype: ir.DataType) -> tuple[np.ndarray, np.ndarray]:
+    rows, largest = weight.astype(np.float32), np.float32(_LARGEST[dtype])
+    scales = np.abs(rows).max(axis=1) / largest
+    # A row of denormal numbers is zero: the inverse of its scale would overflow.
+    scales[scales < np.finfo(np.float32).tiny] = 1
+    values = np.clip(rows / scales[:, None], -largest, largest)
+    return (np.rint(values) if dtype == ir.DataType.INT8 else values).astype(dtype.numpy()), scales
 
 
 def block_quantize(
@@ -28,6 +120,13 @@ def block_quantize(
 
     Source: the rounding of `quantize_row_q4_0_ref` in ggml-quants.c, with `bits` for its 4.
     """
+    round_rows = functools.partial(_quantize_blocks, bits=bits, has_signed_scales=has_signed_scales)
+    return _by_rows(round_rows, weight)
+
+
+def _quantize_blocks(
+    weight: np.ndarray, bits: int, has_signed_scales: bool
+) -> tuple[np.ndarray, np.ndarray]:
     num_rows, num_features = weight.shape
     num_blocks = -(-num_features // BLOCK_SIZE)
     lowest = -(2 ** (bits - 1))
@@ -45,3 +144,13 @@ def block_quantize(
     integers = integers.reshape(num_rows, -1)[:, :num_features]
     dtype = ml_dtypes.int4 if bits == 4 else np.int8
     return integers.astype(dtype), scales[:, :, 0]
+
+
+def _by_rows(
+    round_rows: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows at a time: what is computed on the way to a whole embedding table's would be gigabytes."""
+    step = max(1, _VALUES_AT_ONCE // weight.shape[1])
+    parts = [round_rows(weight[start : start + step]) for start in range(0, len(weight), step)]
+    values, scales = zip(*parts, strict=True)
+    return np.concatenate(values), np.concatenate(scales)

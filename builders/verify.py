@@ -8,24 +8,25 @@ that the default model is verified on machines without torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from safetensors.numpy import load_file
 
-from python_backend.arrays import to_host
+from python_backend.arrays import Array, to_host
 from python_backend.config import EngineConfig
 from python_backend.errors import ParityError
-from python_backend.families.base import Features, PreparedPrompt
+from python_backend.families.base import PreparedPrompt
 from python_backend.image_inputs import image_inputs
 from python_backend.kv_cache import KVCache
-from python_backend.loading import load_cross_attention, load_runtime
+from python_backend.loading import load_cross_attention, load_runtime, load_vision_encoder
 from python_backend.manifest import ModelFolder
-from python_backend.preprocess import Preprocessor
-from python_backend.vision_encoder import no_image_embeds
+from python_backend.preprocess import PreparedRequest, Preprocessor
+from python_backend.vision_encoder import EncoderImage, no_image_embeds
 
 RECORDING = "reference.json"
 _RECORDED_TENSORS = "reference.safetensors"
@@ -36,15 +37,24 @@ FP32_TOLERANCE = 1e-4
 Only the order of additions differs; measured 1e-6."""
 
 ROUNDED_TOLERANCE = 0.2
-"""The same for a decoder with int8 or int4 weights against a reference with the same rounded
+"""The same for a decoder with fp8, int8 or int4 weights against a reference with the same rounded
 weights.
 
 ONNX Runtime rounds the activations to 8 bits as well; measured 0.05 on random weights of a Qwen and 0.14 of
 a Gemma 3. A graph that is wrong is above 1."""
 
-UNROUNDED_TOLERANCE = {"fp32": FP32_TOLERANCE, "int8": ROUNDED_TOLERANCE, "int4": 0.6}
-"""The same against the weights as they were, by precision: measured 0.07 for 8 bits and 0.4 for 4
-bits of the default model."""
+UNROUNDED_TOLERANCE = {
+    "fp32": FP32_TOLERANCE,
+    "fp8": ROUNDED_TOLERANCE,
+    "int8": ROUNDED_TOLERANCE,
+    "int4": 0.6,
+}
+"""The same against the weights as they were, by precision: measured 0.08 for 8 bits, integers or floats, and
+0.4 for 4 bits of the default model."""
+
+COMPUTE_TOLERANCE = {ir.DataType.BFLOAT16: 0.1, ir.DataType.FLOAT16: 0.02}
+"""What an engine that computes in another format may be off besides: such a format rounds to 2^-8 or 2^-11
+after every operation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +157,11 @@ class _CaseRunner:
         self._logits_tolerance, self._embeds_tolerance = logits_tolerance, embeds_tolerance
         self._is_exact = model.manifest.precision == "fp32"
         self._preprocessor = Preprocessor(model)
-        config = EngineConfig()
-        graph = model.manifest.vision_encoder
-        self._encoder = None if graph is None else load_runtime(model, graph, config)
+        # Every picture is computed, those of an earlier case as well.
+        self._config = config = EngineConfig(encoder_cache_bytes=0)
+        self._encoder = None
+        if model.manifest.vision_encoder is not None:
+            self._encoder = load_vision_encoder(model, self._preprocessor.family, config)
         self._decoder = load_runtime(model, model.manifest.decoder, config)
         self._cache = KVCache(self._decoder.spec, 1, self._decoder.zeros, self._decoder.min_rows)
         self._images = image_inputs(self._decoder, self._cache, load_cross_attention(model, config))
@@ -166,14 +178,9 @@ class _CaseRunner:
                 num_tokens=len(case.greedy_token_ids),
                 problems=(f"{case.name}: the prompt's token ids differ",),
             )
-        images = [image.features for image in prepared.images]
-        embeds = self._encode(images)
-        embeds_error = 0.0
-        if case.image_embeds is not None:
-            embeds_error = relative_error(embeds, case.image_embeds)
-            if not embeds_error <= self._embeds_tolerance:
-                problems.append(f"{case.name}: image embeddings are off by {embeds_error:.2e}")
-        embeds = self._join(embeds, images)
+        embeds, embeds_error = self._encode(prepared, case)
+        if not embeds_error <= self._embeds_tolerance:
+            problems.append(f"{case.name}: image embeddings are off by {embeds_error:.2e}")
         logits = self._decode(prepared.prompt, embeds, case.greedy_token_ids)
         errors = [relative_error(a, b) for a, b in zip(logits, case.logits, strict=False)]
         if not max(errors) <= self._logits_tolerance:
@@ -192,46 +199,64 @@ class _CaseRunner:
             problems=tuple(problems),
         )
 
-    def _encode(self, images: Sequence[Features]) -> np.ndarray:
+    def _encode(self, prepared: PreparedRequest, case: ReferenceCase) -> tuple[Array, float]:
+        """Image embeddings as the decoder takes them, and how far off they are."""
         if self._encoder is None:
-            return no_image_embeds(self._decoder.spec)
-        output = self._encoder.spec.computed_outputs[0]
-        if not images:
-            return np.empty((0, int(output.shape[1])), output.dtype)
-        feeds = self._preprocessor.family.encoder_feeds(images)
-        return to_host(self._encoder.run(feeds)[output.name])
+            return no_image_embeds(self._decoder.spec), 0.0
+        images = [
+            EncoderImage(image.features, image_hash)
+            for image, image_hash in zip(prepared.images, prepared.image_hashes, strict=True)
+        ]
+        embeds = self._encoder.encode(images)
+        error = 0.0
+        if case.image_embeds is not None:
+            error = relative_error(np.concatenate([to_host(e) for e in embeds]), case.image_embeds)
+        return self._encoder.join(images, embeds), error
 
-    def _join(self, embeds: np.ndarray, images: Sequence[Features]) -> np.ndarray:
-        """The encoder's embeddings as the decoder takes them."""
-        family = self._preprocessor.family
-        return family.join_embeds(family.split_embeds(embeds, images), images) if images else embeds
-
-    def _decode(
-        self, prompt: PreparedPrompt, embeds: np.ndarray, tokens: Sequence[int]
-    ) -> np.ndarray:
+    def _decode(self, prompt: PreparedPrompt, embeds: Array, tokens: Sequence[int]) -> np.ndarray:
         """Logits [T, V] that choose each of `tokens` when the ones before are given."""
-        num_prompt = len(prompt.token_ids)
-        has_axes = len(self._decoder.spec.input("position_ids").shape) == 3
-        ids, positions, start = prompt.token_ids, prompt.position_ids, 0
-        images = self._images.prefill(0, prompt, embeds, 0, num_prompt)
+        num_prompt, positions = len(prompt.token_ids), prompt.position_ids
         rows = []
-        for step in range(len(tokens)):
-            positions_fed = positions[:, None] if has_axes else positions[:1]
-            feeds = {
-                "input_ids": ids[None],
-                "position_ids": np.ascontiguousarray(positions_fed),
-                "write_indices": np.array([start]),
-                "kv_lengths": np.array([start + len(ids)], np.int32),
-                "logits_index": np.array([[len(ids) - 1]]),
-                **images,
-            }
-            logits = to_host(self._decoder.run(feeds, self._cache.view(0, 1))["logits"])
-            rows.append(logits[0, 0].copy())
-            start = num_prompt + step
-            next_position = int(prompt.position_ids.max()) + 1 + step
-            ids, images = np.array([tokens[step]]), self._images.decode([prompt])
-            positions = np.full((positions.shape[0], 1), next_position)
+        for start, stop in self._chunks(prompt):
+            images = self._images.prefill(0, prompt, embeds, start, stop)
+            ids = prompt.token_ids[start:stop]
+            rows = [self._step(ids, positions[:, start:stop], start, images)]
+        for step, token in enumerate(tokens[:-1]):
+            position = np.full((len(positions), 1), int(positions.max()) + 1 + step)
+            images = self._images.decode([prompt])
+            rows.append(self._step(np.array([token]), position, num_prompt + step, images))
         return np.stack(rows)
+
+    def _chunks(self, prompt: PreparedPrompt) -> Iterator[tuple[int, int]]:
+        """The prompt in pieces as long as serving has them at most: engines are built for no longer ones."""
+        start, num_prompt = 0, len(prompt.token_ids)
+        while start < num_prompt:
+            stop = min(start + self._config.max_num_batched_tokens, num_prompt)
+            is_image = prompt.image_index[start : stop + 1] >= 0
+            if self._decoder.spec.takes_whole_images and stop < num_prompt and is_image[-2:].all():
+                stop = start + int(np.flatnonzero(~is_image)[-1]) + 1
+            yield start, stop
+            start = stop
+
+    def _step(
+        self,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        start: int,
+        images: Mapping[str, Array],
+    ) -> np.ndarray:
+        """Logits [V] after tokens [S] at `positions` [axes, S], which go to the cache from `start` on."""
+        has_axes = len(self._decoder.spec.input("position_ids").shape) == 3
+        feeds = {
+            "input_ids": ids[None],
+            "position_ids": np.ascontiguousarray(positions[:, None] if has_axes else positions[:1]),
+            "write_indices": np.array([start]),
+            "kv_lengths": np.array([start + len(ids)], np.int32),
+            "logits_index": np.array([[len(ids) - 1]]),
+            **images,
+        }
+        logits = to_host(self._decoder.run(feeds, self._cache.view(0, 1))["logits"])
+        return logits[0, 0].copy()
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:

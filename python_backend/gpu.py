@@ -22,3 +22,11 @@ def current_gpu() -> str:
         ) from error
     major, _, minor = result.stdout.split()[0].partition(".")
     return f"sm{major}{minor}"
+
+
+def find_gpu() -> str | None:
+    """The same, or None without a GPU."""
+    try:
+        return current_gpu()
+    except BundleError:
+        return None

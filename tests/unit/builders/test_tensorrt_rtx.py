@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, save
+from safetensors.numpy import save_file
 
+from builders.checkpoint import Checkpoint
 from builders.families import family_graphs
 from builders.families.base import BuildLimits
-from builders.graph import write_graph
-from builders.modules import fill_weights
+from builders.graph import declare_inputs, declare_outputs, new_graph, to_model, write_graph
+from builders.modules import Linear, fill_weights
 from builders.options import BuildOptions
 from builders.pipeline import build
-from builders.precision import Precision
+from builders.precision import PRECISIONS, Precision
 from builders.profiles import cross_profile, decoder_profiles
 from builders.source import open_source
 from builders.trt_engine import engine_from_onnx
+from builders.verify import ROUNDED_TOLERANCE
 from python_backend.errors import BundleError
 from python_backend.spec import GraphSpec, TensorSpec
 from tests.tiny.shapes import SHAPES
@@ -112,26 +117,101 @@ def test_graph_that_fills_the_images_of_a_row_becomes_an_engine(tiny_models, lin
 
 
 @pytest.mark.parametrize("gpu", ["sm80", "sm89", "sm120"])
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", PRECISIONS["tensorrt_rtx"])
 def test_every_precision_becomes_an_engine_for_every_gpu(linked_graph, precision, gpu):
     path, spec = linked_graph("decoder", Precision.for_gpu(precision))
-    engine = engine_from_onnx(path, spec, decoder_profiles(MAX_SEQS, MAX_CHUNK, 128), gpu=gpu)
+    profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK, 128)
+    if (precision, gpu) == ("fp8", "sm80"):  # which the options refuse before anything is built
+        with pytest.raises(BundleError, match="fp8_e4m3"):
+            engine_from_onnx(path, spec, profiles, gpu=gpu)
+        return
+    engine = engine_from_onnx(path, spec, profiles, gpu=gpu)
     names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
     assert [n for n in names if n.encode() not in engine] == []
 
 
-def test_a_build_for_several_gpus_has_an_engine_for_each_and_what_it_cost(tied, tmp_path, report):
+NUM_IN, NUM_OUT = 512, 2048
+
+
+@pytest.fixture
+def layer_engine(tmp_path):
+    """From a precision and a GPU to the engine of one linear layer."""
+
+    def build_layer(precision, gpu):
+        rng = np.random.default_rng(0)
+        weight = rng.normal(0, 0.02, (NUM_OUT, NUM_IN)).astype(np.float32)
+        save_file({"weight": weight}, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text("{}")
+        dtype = precision.compute.numpy().name
+        inputs = (TensorSpec("x", dtype, ("B", NUM_IN)),)
+        spec = GraphSpec("layer", inputs, (TensorSpec("y", dtype, ("B", NUM_OUT)),), {})
+        builder = new_graph(spec)
+        feeds = declare_inputs(builder, spec, precision.compute)
+        layer = Linear(precision, NUM_IN, NUM_OUT)
+        declare_outputs(builder, spec, [layer(builder.op, feeds["x"])])
+        model = to_model(builder)
+        fill_weights(model.graph, Checkpoint(tmp_path), lambda path: (path.lstrip("."),))
+        write_graph(model, tmp_path / "layer.onnx")
+        profiles = [{"B": (1, 8, 16)}, {"B": (1, 512, 512)}]
+        return engine_from_onnx(tmp_path / "layer.onnx", spec, profiles, gpu=gpu)
+
+    return build_layer
+
+
+@pytest.mark.parametrize("gpu", ["sm89", "sm120"])
+@pytest.mark.parametrize(
+    ("precision", "num_bytes"), [("bf16", 2), ("fp8", 1), ("int8", 1), ("int4", 0.5 + 2 / 32)]
+)
+def test_weights_keep_their_bits_in_the_engine(layer_engine, precision, num_bytes, gpu):
+    engine = layer_engine(Precision.for_gpu(precision), gpu)
+    weights = num_bytes * NUM_IN * NUM_OUT
+    assert weights < len(engine) < weights + 100_000
+
+
+# TensorRT-RTX names kernels by what they compute: here a dequantization and the product (Fc) in one.
+FUSED = re.compile(rb"name=__myl_\w*CastMulCastFc ")
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
+def test_weights_are_dequantized_inside_the_product(layer_engine, precision):
+    """And not as whole matrices in memory, which costs more than weights of 16 bits do."""
+    engine = layer_engine(Precision.for_gpu(precision), "sm89")
+    assert len(FUSED.findall(engine)) == 2  # profiles
+
+
+def test_a_gpu_without_8_bit_floats_is_refused_before_anything_is_built():
+    options = {"model": "m", "engine": "tensorrt_rtx", "precision": "fp8"}
+    with pytest.raises(BundleError, match=r"^sm86 has no 8-bit floats.*--precision int8$"):
+        BuildOptions(**options, gpus=("sm89", "sm86"))
+    assert BuildOptions(**options, gpus=("sm89", "sm120")).targets == ("sm89", "sm120")
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"),
+    [
+        # ONNX Runtime rounds the activations of integer weights to 8 bits: of fp8, those of the head.
+        ("int4", ROUNDED_TOLERANCE),
+        ("fp8", 0.02),
+    ],
+)
+def test_a_build_for_several_gpus_has_an_engine_for_each_and_what_it_cost(
+    tied, tmp_path, report, precision, tolerance
+):
     options = BuildOptions(
         model=str(tied.checkpoint),
         output=tmp_path,
         max_model_len=128,
         engine="tensorrt_rtx",
-        precision="int4",
+        precision=precision,
         gpus=("sm89", "sm120"),
     )
     model, results = build(options, report)
-    assert len(results) == 3  # the same graphs in fp32, against Hugging Face
-    assert "not run" in model.manifest.verification["engines"]
+    # The same graphs, computed in fp32, against Hugging Face with the same weights.
+    assert max(result.logits_error for result in results) < tolerance
+    verification = model.manifest.verification
+    assert verification["reference"].endswith(f"weights rounded to {precision}")
+    assert verification["engines"] == {"sm89": "not run", "sm120": "not run"}
+    assert "no engine was run: they are for sm89, sm120" in "\n".join(report.notes)
     for graph in (model.manifest.vision_encoder, model.manifest.decoder):
         assert list(graph.paths) == ["sm89", "sm120"]
         for gpu in options.gpus:

@@ -9,6 +9,7 @@ import pytest
 
 from builders.families import family_graphs
 from builders.hf_reference import huggingface_cases
+from builders.precision import Precision
 from builders.verify import FP32_TOLERANCE, relative_error, verify
 from python_backend.errors import ParityError
 from python_backend.manifest import ModelFolder
@@ -18,7 +19,9 @@ from python_backend.preprocess import Preprocessor
 @pytest.fixture(scope="module")
 def cases(tied):
     graphs = family_graphs(tied.shape.model_type)(tied.model.manifest.config)
-    return huggingface_cases(tied.checkpoint, graphs, Preprocessor(tied.model), None)
+    return huggingface_cases(
+        tied.checkpoint, graphs, Preprocessor(tied.model), Precision.for_cpu("fp32")
+    )
 
 
 @pytest.fixture
