@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from builders.checkpoint import Checkpoint, StoredTensor
+from builders.blocks import INTEGERS, block_attributes
+from builders.checkpoint import FLOATS, Checkpoint, StoredTensor
 from builders.precision import BLOCK_SIZE, Precision
 from builders.quantize import block_quantize
 from python_backend.errors import BundleError
@@ -60,6 +61,11 @@ class Weight(nn.Parameter):
     def fill(self, stored: StoredTensor) -> None:
         """Attach the tensor of the checkpoint that this weight is made of, without reading it."""
         shape, dtype, name = self._stored_shape, self._stored_dtype, self.name or ""
+        if stored.dtype not in FLOATS:
+            raise BundleError(
+                f"tensor {name} has dtype {stored.dtype}, and config.json does not say what that means: "
+                "give both as they were published"
+            )
         if self._encode is None and list(stored.shape) != shape:
             raise BundleError(
                 f"tensor {name} has shape {list(stored.shape)}, the config asks for {shape}: "
@@ -151,7 +157,7 @@ class Linear(nn.Module):
             )
             self.weight = Weight(
                 [num_in, num_out],
-                ir.DataType.INT4 if self._bits == 4 else ir.DataType.INT8,
+                INTEGERS[self._bits],
                 encode=lambda array: quantize(array)[0].T,
             )
             self.weight_scale = Weight(
@@ -169,7 +175,7 @@ class Linear(nn.Module):
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         if self._bits is not None:
             matrix = op.DequantizeLinear(
-                self.weight, self.weight_scale, axis=0, block_size=BLOCK_SIZE
+                self.weight, self.weight_scale, **block_attributes(BLOCK_SIZE)
             )
         elif self._dense.precision.linked:
             matrix = op.Transpose(self._dense.cast(op, self.weight), perm=[1, 0])
