@@ -21,9 +21,10 @@ from typing import Protocol
 import onnx_ir as ir
 from transformers import AutoTokenizer
 
+from builders.blocks import use_packed
 from builders.engines import Costs, build_engines
 from builders.families import family_graphs
-from builders.families.base import BuildLimits
+from builders.families.base import BuildLimits, FamilyGraphs
 from builders.graph import write_graph
 from builders.modules import fill_weights
 from builders.options import BuildOptions
@@ -33,6 +34,7 @@ from builders.repository import write_repository
 from builders.source import Source, open_source
 from builders.trt_engine import trt_version
 from builders.verify import (
+    FP32_TOLERANCE,
     ROUNDED_TOLERANCE,
     UNROUNDED_TOLERANCE,
     CaseResult,
@@ -87,7 +89,11 @@ def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[Case
         ParityError: the graphs do not give the reference's numbers.
     """
     report.stage("Reading the checkpoint")
-    source = open_source(options.model)
+    source = open_source(options.model, engine=options.engine, precision=options.precision)
+    if source.quantization:
+        report.note(
+            f"quantized already ({source.quantization}): its {len(source.packed)} layers stay as they are"
+        )
     max_model_len = _max_model_len(options, source)
     key = _digest(
         source.checkpoint.fingerprint(),
@@ -263,6 +269,7 @@ class _GraphWriter:
         if unchanged is not None:
             return unchanged
         path = folder / f"{spec.name}.onnx"
+        use_packed(graph.graph, self._checkpoint_names, self._source.packed)
         fill_weights(graph.graph, self._source.checkpoint, self._checkpoint_names)
         write_graph(graph, path, self._report.progress)
         paths, costs = {CPU: path}, Costs()
@@ -354,15 +361,23 @@ def _verify(
 ) -> tuple[list[CaseResult], dict[str, object]]:
     """Compare the staged model with a recording beside the checkpoint, else with Hugging Face."""
     folder, precision = source.checkpoint.folder, model.manifest.precision
+    graphs = family_graphs(source.config["model_type"])(source.config)
     cases, reference = recorded_cases(folder), "recorded from Hugging Face in eager fp32"
     tolerance = UNROUNDED_TOLERANCE[precision]
     if cases is None:
         report.stage("Running the checkpoint in Hugging Face, eager fp32")
-        cases, reference = _huggingface_cases(model, source), "Hugging Face in eager fp32"
+        cases = _huggingface_cases(model, source, graphs)
+        reference = "Hugging Face in eager fp32"
         if precision != "fp32":
             tolerance, reference = ROUNDED_TOLERANCE, f"{reference}, weights rounded to {precision}"
+    embeds_tolerance = FP32_TOLERANCE
+    if source.quantization:
+        tolerance = ROUNDED_TOLERANCE
+        reference = f"{reference}, {source.quantization} weights dequantized"
+        if _has_packed_tower(graphs, source):
+            embeds_tolerance = ROUNDED_TOLERANCE
     report.stage("Comparing with the reference")
-    results = verify(model, cases, tolerance)
+    results = verify(model, cases, tolerance, embeds_tolerance)
     return results, {
         "reference": reference,
         "embeds_error": max(result.embeds_error for result in results),
@@ -372,7 +387,17 @@ def _verify(
     }
 
 
-def _huggingface_cases(model: ModelFolder, source: Source) -> list[ReferenceCase]:
+def _has_packed_tower(graphs: FamilyGraphs, source: Source) -> bool:
+    """Whether the checkpoint has layers of the vision tower quantized; most leave it out."""
+    if not graphs.sees_images:
+        return False
+    tower, _ = graphs.vision_encoder(Precision.for_cpu("fp32"))
+    return use_packed(tower.graph, graphs.checkpoint_names, source.packed) > 0
+
+
+def _huggingface_cases(
+    model: ModelFolder, source: Source, graphs: FamilyGraphs
+) -> list[ReferenceCase]:
     try:
         from builders.hf_reference import huggingface_cases
     except ImportError as error:
@@ -381,8 +406,9 @@ def _huggingface_cases(model: ModelFolder, source: Source) -> list[ReferenceCase
             "allow unverified models when you serve"
         ) from error
     bits = CPU_WEIGHT_BITS[model.manifest.precision]
-    graphs = family_graphs(source.config["model_type"])(source.config)
-    return huggingface_cases(source.checkpoint.folder, graphs, Preprocessor(model), bits)
+    return huggingface_cases(
+        source.checkpoint.folder, graphs, Preprocessor(model), bits, source.packed
+    )
 
 
 def _write_manifest(repository: Path, manifest: Manifest) -> ModelFolder:

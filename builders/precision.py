@@ -15,6 +15,9 @@ CPU_WEIGHT_BITS: Mapping[str, int | None] = {"fp32": None, "int8": 8, "int4": 4}
 
 _GPU_WEIGHT_BITS: Mapping[str, int | None] = {"bf16": None, "fp16": None, "int8": 8, "int4": 4}
 
+UNQUANTIZED = ("fp32", "bf16", "fp16")
+"""`--precision` that leaves weights as they are: the only ones for checkpoints that are quantized already."""
+
 PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": tuple(CPU_WEIGHT_BITS),
     "tensorrt": tuple(_GPU_WEIGHT_BITS),

@@ -18,7 +18,7 @@ from python_backend.preprocess import Preprocessor
 @pytest.fixture(scope="module")
 def cases(tied):
     graphs = family_graphs(tied.shape.model_type)(tied.model.manifest.config)
-    return huggingface_cases(tied.checkpoint, graphs, Preprocessor(tied.model), None)
+    return huggingface_cases(tied.checkpoint, graphs, Preprocessor(tied.model), None, {})
 
 
 @pytest.fixture
