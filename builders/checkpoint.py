@@ -20,7 +20,12 @@ _DTYPES: Mapping[str, Any] = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I8": np.int8,
 }
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes of weights that are not quantized."""
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 
@@ -167,8 +172,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             raise problem from None
         if dtype not in _DTYPES:
             raise BundleError(
-                f"tensor {name} in {path} has dtype {dtype}; this project reads "
-                f"{', '.join(_DTYPES)} (no quantized checkpoints)"
+                f"tensor {name} in {path} has dtype {dtype}; this project reads {', '.join(_DTYPES)}"
             )
         num_bytes = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
         if begin < 0 or end - begin != num_bytes or 8 + num_header + end > size:

@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+)
 
 from builders.families.base import FamilyGraphs
+from builders.packed import PackedLinear
 from builders.precision import Precision
 from builders.quantize import Quantization
 from builders.verify import ReferenceCase
@@ -24,7 +31,11 @@ _QUESTION: dict[str, Any] = {"role": "user", "content": "What can you tell me ab
 
 
 def huggingface_cases(
-    folder: Path, graphs: FamilyGraphs, preprocessor: Preprocessor, precision: Precision
+    folder: Path,
+    graphs: FamilyGraphs,
+    preprocessor: Preprocessor,
+    precision: Precision,
+    packed: Mapping[str, PackedLinear],
 ) -> list[ReferenceCase]:
     """Run the checkpoint in `folder` on a text, on one picture and on two in two turns.
 
@@ -38,12 +49,10 @@ def huggingface_cases(
             the tests of its family.
         precision: round the decoder's weights as the builder does, so that what is compared is the
             graph and not the loss of precision that was asked for.
+        packed: layers that the checkpoint has quantized, by the names of their weights.
     """
     auto_class = AutoModelForImageTextToText if graphs.sees_images else AutoModelForCausalLM
-    model: Any = auto_class.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
-    model.eval()
+    model = _load_model(auto_class, folder, packed)
     _round_weights(model, precision)
     images = [_picture(96, 140), _picture(150, 61)]
     image: dict[str, Any] = {"type": "image"}
@@ -64,6 +73,26 @@ def huggingface_cases(
         reference.case("one image", [one], images[:1]),
         reference.case("two images in two turns", turns, images),
     ]
+
+
+def _load_model(auto_class: Any, folder: Path, packed: Mapping[str, PackedLinear]) -> Any:
+    """The checkpoint in eager fp32; quantized layers dequantized, with none of their methods' packages."""
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if not packed:
+        return auto_class.from_pretrained(folder, **options).eval()
+    config = AutoConfig.from_pretrained(folder)
+    for part in (config, config.get_text_config()):
+        vars(part).pop("quantization_config", None)
+    weights = {name: torch.from_numpy(layer.dequantized()) for name, layer in packed.items()}
+    modules = {name.removesuffix(".weight") for name in packed}
+    for file in folder.glob("*.safetensors"):
+        for name, tensor in load_file(file).items():
+            module, _, part = name.rpartition(".")
+            if module not in modules or part == "bias":
+                weights[name] = tensor
+    with torch.device("meta"):
+        model_class = type(auto_class.from_config(config))
+    return model_class.from_pretrained(None, config=config, state_dict=weights, **options).eval()
 
 
 def _round_weights(model: Any, precision: Precision) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from builders.checkpoint import Checkpoint, StoredTensor
+from builders.checkpoint import FLOATS, Checkpoint, StoredTensor
 from builders.precision import BLOCK_SIZE, Precision
 from builders.quantize import Quantization, block_quantize
 from python_backend.errors import BundleError
@@ -59,6 +59,11 @@ class Weight(nn.Parameter):
     def fill(self, stored: StoredTensor) -> None:
         """Attach the tensor of the checkpoint that this weight is made of, without reading it."""
         shape, dtype, name = self._stored_shape, self._stored_dtype, self.name or ""
+        if stored.dtype not in FLOATS:
+            raise BundleError(
+                f"tensor {name} has dtype {stored.dtype}, and config.json does not say what that means: "
+                "give both as they were published"
+            )
         if self._encode is None and list(stored.shape) != shape:
             raise BundleError(
                 f"tensor {name} has shape {list(stored.shape)}, the config asks for {shape}: "

@@ -22,6 +22,7 @@ from typing import Protocol
 import onnx_ir as ir
 from transformers import AutoTokenizer
 
+from builders.blocks import use_packed
 from builders.engines import Costs, build_engines
 from builders.families import family_graphs
 from builders.families.base import BuildLimits
@@ -34,7 +35,7 @@ from builders.reference import Reference, find_reference
 from builders.repository import write_repository
 from builders.source import Source, open_source
 from builders.trt_engine import trt_version
-from builders.verify import COMPUTE_TOLERANCE, FP32_TOLERANCE, CaseResult, verify
+from builders.verify import COMPUTE_TOLERANCE, CaseResult, verify
 from python_backend import tensor_names as names
 from python_backend.config import EngineConfig
 from python_backend.errors import BundleError
@@ -82,7 +83,11 @@ def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[Case
         ParityError: the graphs do not give the reference's numbers.
     """
     report.stage("Reading the checkpoint")
-    source = open_source(options.model)
+    source = open_source(options.model, engine=options.engine, precision=options.precision)
+    if source.quantization:
+        report.note(
+            f"quantized already ({source.quantization}): its {len(source.packed)} layers stay as they are"
+        )
     max_model_len = _max_model_len(options, source)
     key = _digest(
         source.checkpoint.fingerprint(),
@@ -105,9 +110,14 @@ def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[Case
         if not options.skip_verify:
             with _runnable(staging, options, manifest, source, max_model_len, report) as model:
                 in_fp32 = precision.computed_in_fp32
-                reference = find_reference(model, in_fp32, source.checkpoint.folder, report.stage)
+                reference = find_reference(model, in_fp32, source, report.stage)
                 report.stage("Comparing with the reference")
-                results = verify(model, reference.cases, reference.logits_tolerance)
+                results = verify(
+                    model,
+                    reference.cases,
+                    reference.logits_tolerance,
+                    reference.embeds_tolerance,
+                )
             verification = {"reference": reference.name, **_summary(results)}
             if options.targets:
                 of_engine = _verify_engine(staging, options, manifest, reference, report)
@@ -269,6 +279,7 @@ class _GraphWriter:
         if unchanged is not None:
             return unchanged
         path = folder / f"{spec.name}.onnx"
+        use_packed(graph.graph, self._checkpoint_names, self._source.packed)
         fill_weights(graph.graph, self._source.checkpoint, self._checkpoint_names)
         write_graph(graph, path, self._report.progress)
         paths, costs = {CPU: path}, Costs()
@@ -393,7 +404,7 @@ def _verify_engine(
         _write_manifest(staging, manifest),
         [replace(case, name=f"{case.name}, engine for {gpu}") for case in reference.cases],
         reference.logits_tolerance + rounding,
-        FP32_TOLERANCE + rounding,
+        reference.embeds_tolerance + rounding,
     )
     return {gpu: results}
 

@@ -24,6 +24,9 @@ _GPU_WEIGHT_BITS: Mapping[str, int | None] = {
 _MIN_FLOAT8_GPU = 89
 """Compute capability of the first GPUs that convert 8-bit floats; TensorRT builds for no earlier one."""
 
+UNQUANTIZED = ("fp32", "bf16", "fp16")
+"""`--precision` that leaves weights as they are: the only ones for checkpoints that are quantized already."""
+
 PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": tuple(_CPU_WEIGHT_BITS),
     "tensorrt": tuple(_GPU_WEIGHT_BITS),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from builders.blocks import use_packed
 from builders.families import family_graphs
+from builders.families.base import FamilyGraphs
 from builders.precision import Precision
+from builders.source import Source
 from builders.verify import (
     FP32_TOLERANCE,
     ROUNDED_TOLERANCE,
@@ -28,28 +30,30 @@ class Reference:
         cases: the conversations.
         name: of the reference, for people.
         logits_tolerance: relative RMS error of logits that are computed in fp32, at most.
+        embeds_tolerance: the same of image embeddings.
     """
 
     cases: Sequence[ReferenceCase]
     name: str
     logits_tolerance: float
+    embeds_tolerance: float = FP32_TOLERANCE
 
 
 def find_reference(
-    model: ModelFolder, precision: Precision, checkpoint: Path, say: Callable[[str], None]
+    model: ModelFolder, precision: Precision, source: Source, say: Callable[[str], None]
 ) -> Reference:
     """A recording beside the checkpoint, else Hugging Face with weights that are rounded like the model's.
 
     Args:
         model: what will be compared.
         precision: of its decoder.
-        checkpoint: the folder.
+        source: the checkpoint.
         say: told what is being done.
 
     Raises:
         BundleError: there is no recording and no torch.
     """
-    cases, name = recorded_cases(checkpoint), "Hugging Face in eager fp32"
+    cases, name = recorded_cases(source.checkpoint.folder), "Hugging Face in eager fp32"
     precision_name = model.manifest.precision
     if cases is not None:
         return Reference(cases, f"recorded from {name}", UNROUNDED_TOLERANCE[precision_name])
@@ -62,7 +66,24 @@ def find_reference(
             "allow unverified models when you serve"
         ) from error
     graphs = family_graphs(model.manifest.model_type)(model.manifest.config)
-    cases = huggingface_cases(checkpoint, graphs, Preprocessor(model), precision)
+    cases = huggingface_cases(
+        source.checkpoint.folder, graphs, Preprocessor(model), precision, source.packed
+    )
+    if source.quantization:
+        return Reference(
+            cases,
+            f"{name}, {source.quantization} weights dequantized",
+            ROUNDED_TOLERANCE,
+            ROUNDED_TOLERANCE if _has_packed_tower(graphs, source) else FP32_TOLERANCE,
+        )
     if precision.weight_bits is None:
         return Reference(cases, name, FP32_TOLERANCE)
     return Reference(cases, f"{name}, weights rounded to {precision_name}", ROUNDED_TOLERANCE)
+
+
+def _has_packed_tower(graphs: FamilyGraphs, source: Source) -> bool:
+    """Whether the checkpoint has layers of the vision tower quantized; most leave it out."""
+    if not graphs.sees_images:
+        return False
+    tower, _ = graphs.vision_encoder(Precision.for_cpu("fp32"))
+    return use_packed(tower.graph, graphs.checkpoint_names, source.packed) > 0

@@ -8,6 +8,8 @@ from typing import Any
 
 from builders.families import family_graphs, served_types
 from builders.families.base import FamilyGraphs
+from builders.packed import READABLE, PackedFormat, UnreadableFormatError, packed_format
+from builders.precision import UNQUANTIZED
 from python_backend.errors import BundleError
 
 _QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
@@ -25,7 +27,7 @@ def check_config(model: str, config: Mapping[str, Any]) -> type[FamilyGraphs]:
         config: of the checkpoint.
 
     Raises:
-        BundleError: nobody has written its family, it needs code of its own, or it is quantized.
+        BundleError: nobody has written its family, or it needs code of its own.
     """
     model_type = str(config.get("model_type"))
     if config.get("auto_map") and model_type not in served_types():
@@ -41,10 +43,42 @@ def check_config(model: str, config: Mapping[str, Any]) -> type[FamilyGraphs]:
             f"architecture {', '.join(architectures)} of model_type {model_type!r} is not supported, "
             f"only {', '.join(graphs.architectures)}; {_served()}"
         )
-    method = _quantization(config)
-    if method is not None:
-        raise _quantized(model, method)
     return graphs
+
+
+def check_quantization(
+    model: str, config: Mapping[str, Any], *, engine: str, precision: str
+) -> PackedFormat | None:
+    """The format of a checkpoint that is quantized already, from its config.json; None if it is not.
+
+    Args:
+        model: what the user asked for.
+        config: of the checkpoint.
+        engine: that it is built for.
+        precision: that it is built in.
+
+    Raises:
+        BundleError: the format is not read, the engine cannot take it, or it is to be quantized again.
+    """
+    method, given = _quantization(config)
+    if method is None:
+        return None
+    try:
+        packing = packed_format(method, given)
+    except UnreadableFormatError as error:
+        raise _quantized(model, f"{method}, {error}") from None
+    if precision not in UNQUANTIZED:
+        raise BundleError(
+            f"{model} is quantized already ({method}) and is served as it is: leave --precision {precision} "
+            f"out, or give the unquantized checkpoint; {_served()}"
+        )
+    if engine != "onnxruntime" and packing.has_zero_points:
+        raise BundleError(
+            f"{model} is quantized with zero points ({method}), which TensorRT does not take: give "
+            "--engine onnxruntime, a symmetric checkpoint, or the unquantized one and --precision int4; "
+            f"{_served()}"
+        )
+    return packing
 
 
 def check_files(model: str, folder: Path, *, sees_images: bool) -> None:
@@ -86,21 +120,21 @@ def _served() -> str:
 def _quantized(model: str, method: str) -> BundleError:
     return BundleError(
         f"{model} is quantized ({method}): give the unquantized checkpoint and --precision int8 or "
-        f"int4; {_served()}"
+        f"int4, or one of {READABLE}; {_served()}"
     )
 
 
-def _quantization(config: Mapping[str, Any]) -> str | None:
-    """The method by which a checkpoint, or a part of it, is quantized."""
+def _quantization(config: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+    """The method by which a checkpoint, or a part of it, is quantized, and all that is said about it."""
     parts = (config, *(part for part in config.values() if isinstance(part, Mapping)))
     for found in (part.get(key) for part in parts for key in _QUANTIZATION_KEYS):
         if not found:
             continue
         given = found if isinstance(found, Mapping) else {}
         if given.get("load_in_4bit") or given.get("load_in_8bit"):
-            return "bitsandbytes"
-        return str(given.get("quant_method", "unknown method"))
-    return None
+            return "bitsandbytes", given
+        return str(given.get("quant_method", "unknown method")), given
+    return None, {}
 
 
 def _names_in(auto_map: object) -> Iterator[str]:

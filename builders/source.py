@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
 from builders.checkpoint import Checkpoint, read_config
-from builders.refusals import check_config, check_files
+from builders.packed import PackedLinear, packed_linears
+from builders.refusals import check_config, check_files, check_quantization
 from python_backend.errors import BundleError
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -26,12 +27,16 @@ class Source:
         checkpoint: its weights.
         config: its normalized config.json.
         generation_config: generation_config.json, empty if there is none.
+        quantization: the method by which it is quantized already; empty if it is not.
+        packed: its quantized layers, by the names of their weights.
     """
 
     model_id: str
     checkpoint: Checkpoint
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any]
+    quantization: str = ""
+    packed: Mapping[str, PackedLinear] = field(default_factory=dict)
 
     @property
     def text_config(self) -> Mapping[str, Any]:
@@ -68,30 +73,42 @@ class Source:
         return defaults
 
 
-def open_source(model: str) -> Source:
+def open_source(model: str, *, engine: str = "onnxruntime", precision: str = "fp32") -> Source:
     """Find, download if need be, and check a checkpoint.
 
     Args:
         model: a local folder, or a hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`.
+        engine: that it is opened for.
+        precision: that it is to be built in.
 
     Raises:
-        BundleError: it is missing, damaged, or of a kind this project cannot serve.
+        BundleError: it is missing, damaged, or of a kind this project cannot serve, or not so.
     """
     folder = Path(model)
     is_local = folder.exists()
     if not is_local:
         folder = _download(model, ["config.json"])
-    graphs = check_config(model, read_config(folder))
+    raw = read_config(folder)
+    graphs = check_config(model, raw)
+    packing = check_quantization(model, raw, engine=engine, precision=precision)
     if not is_local:
         folder = _download(model, _PATTERNS)
     check_files(model, folder, sees_images=graphs.sees_images)
     checkpoint = Checkpoint(folder)
+    packed = {} if packing is None else packed_linears(checkpoint, packing)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except Exception as error:
         raise BundleError(f"{folder}/config.json cannot be used: {error}") from error
     model_id = folder.resolve().name if is_local else model
-    return Source(model_id, checkpoint, config, _generation_config(folder))
+    return Source(
+        model_id,
+        checkpoint,
+        config,
+        _generation_config(folder),
+        quantization="" if packing is None else packing.method,
+        packed=packed,
+    )
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def verify(
         model: staged or in place.
         cases: what the reference made of some conversations.
         logits_tolerance: relative RMS error of a row of logits, at most.
-        embeds_tolerance: the same of image embeddings; no tower is quantized.
+        embeds_tolerance: the same of image embeddings; towers are only as the checkpoint has them.
 
     Raises:
         ParityError: naming every case that is out of tolerance, after all have run.
@@ -155,7 +155,7 @@ class _CaseRunner:
         self, model: ModelFolder, logits_tolerance: float, embeds_tolerance: float
     ) -> None:
         self._logits_tolerance, self._embeds_tolerance = logits_tolerance, embeds_tolerance
-        self._is_exact = model.manifest.precision == "fp32"
+        self._is_exact = logits_tolerance <= FP32_TOLERANCE
         self._preprocessor = Preprocessor(model)
         # Every picture is computed, those of an earlier case as well.
         self._config = config = EngineConfig(encoder_cache_bytes=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from triton_vlm.launch_error import LaunchError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from builders.packed import PackedLinear
     from builders.precision import Precision
     from python_backend.manifest import Manifest
 
@@ -39,12 +40,14 @@ class Model:
         config: the normalized config.json.
         manifest: what was built, None for a checkpoint.
         repository: where it was built, None for a checkpoint.
+        packed: layers that the checkpoint has quantized, as far as its weights are there.
     """
 
     name: str
     config: Mapping[str, Any]
     manifest: Manifest | None = None
     repository: Path | None = None
+    packed: Mapping[str, PackedLinear] = field(default_factory=dict)
 
     @property
     def text_config(self) -> Mapping[str, Any]:
@@ -101,7 +104,8 @@ def read_model(model: str, repository: Path) -> Model:
                 )
         folder = path.parent if path.name == "config.json" else path
         if (folder / "config.json").is_file():
-            return Model(name=folder.resolve().name, config=_normalized(folder))
+            config, packed = _normalized(folder), _packed(folder)
+            return Model(name=folder.resolve().name, config=config, packed=packed)
     except BundleError as error:
         raise LaunchError(str(error)) from error
     raise LaunchError(
@@ -122,6 +126,19 @@ def _normalized(folder: Path) -> Mapping[str, Any]:
         return dict(AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict())
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise LaunchError(f"{folder}/config.json cannot be used: {error}") from error
+
+
+def _packed(folder: Path) -> Mapping[str, PackedLinear]:
+    """Quantized layers of a checkpoint, unless only its config.json is there."""
+    from builders.checkpoint import Checkpoint, read_config
+    from builders.packed import packed_linears
+    from builders.refusals import check_quantization
+
+    config = read_config(folder)
+    packing = check_quantization(str(folder), config, engine="onnxruntime", precision="fp32")
+    if packing is None or not any(folder.glob("*.safetensors")):
+        return {}
+    return packed_linears(Checkpoint(folder), packing)
 
 
 def host_footprint(model: Model, free_bytes: int) -> Footprint:
@@ -182,6 +199,7 @@ def gpu_footprint(model: Model, index: int, gpu: Gpu, host_free_bytes: int) -> F
 
 def _graphs(model: Model, precision: Precision, max_model_len: int) -> tuple[Any, int]:
     """The decoder's contract, and the bytes of the weights of both graphs; without any weight."""
+    from builders.blocks import use_packed
     from builders.families import family_graphs
     from builders.families.base import BuildLimits
 
@@ -193,6 +211,8 @@ def _graphs(model: Model, precision: Precision, max_model_len: int) -> tuple[Any
     if graphs.sees_images:
         built.append(graphs.vision_encoder(precision))
     models = [pair[0] for pair in built if pair is not None]
+    for built_model in models:
+        use_packed(built_model.graph, graphs.checkpoint_names, model.packed)
     return decoder[1], sum(_weights_bytes(model.graph.initializers.values()) for model in models)
 
 

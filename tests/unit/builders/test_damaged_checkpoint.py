@@ -191,7 +191,7 @@ def test_unknown_model_type_is_refused_with_the_supported_ones(output, checkpoin
     assert "qwen2_5_vl" in message
 
 
-@pytest.mark.parametrize("config", [{"quant_method": "awq", "bits": 4}, {"bits": 4}])
+@pytest.mark.parametrize("config", [{"quant_method": "awq", "bits": 3}, {"bits": 4}])
 def test_quantized_checkpoint_is_refused(output, checkpoint, report, config):
     _edit_config(checkpoint, quantization_config=config)
     message = refusal(output, checkpoint, report)

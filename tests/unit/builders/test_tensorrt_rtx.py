@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, save
 from safetensors.numpy import save_file
 
+from builders.blocks import use_packed
 from builders.checkpoint import Checkpoint
 from builders.families import family_graphs
 from builders.families.base import BuildLimits
@@ -25,6 +26,7 @@ from builders.trt_engine import engine_from_onnx
 from builders.verify import ROUNDED_TOLERANCE
 from python_backend.errors import BundleError
 from python_backend.spec import GraphSpec, TensorSpec
+from tests.tiny.packing import PACKINGS, pack_checkpoint
 from tests.tiny.shapes import SHAPES
 
 pytest.importorskip("tensorrt_rtx_bindings")
@@ -69,6 +71,7 @@ def linked_graph(tied, tmp_path_factory):
             model, spec = graphs.cross_attention(precision, limits)
         else:
             model, spec = graphs.vision_encoder(precision)
+        use_packed(model.graph, graphs.checkpoint_names, source.packed)
         fill_weights(model.graph, source.checkpoint, graphs.checkpoint_names)
         path = tmp_path_factory.mktemp("linked") / f"{name}.onnx"
         write_graph(model, path)
@@ -184,6 +187,25 @@ def test_a_gpu_without_8_bit_floats_is_refused_before_anything_is_built():
     with pytest.raises(BundleError, match=r"^sm86 has no 8-bit floats.*--precision int8$"):
         BuildOptions(**options, gpus=("sm89", "sm86"))
     assert BuildOptions(**options, gpus=("sm89", "sm120")).targets == ("sm89", "sm120")
+
+
+@pytest.mark.parametrize("packing", ["gptq", "compressed-tensors"])
+def test_symmetric_quantized_checkpoint_becomes_an_engine(tied, linked_graph, tmp_path, packing):
+    checkpoint, _ = pack_checkpoint(tied.checkpoint, tmp_path, PACKINGS[packing])
+    path, spec = linked_graph("decoder", Precision.for_gpu("bf16"), checkpoint)
+    engine = engine_from_onnx(path, spec, decoder_profiles(MAX_SEQS, MAX_CHUNK, 128), gpu="SM89")
+    names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
+    assert [n for n in names if n.encode() not in engine] == []
+
+
+def test_zero_points_of_a_quantized_checkpoint_are_refused_with_the_reason(
+    tied, linked_graph, tmp_path
+):
+    """The builder says so before, by config.json; this is what TensorRT says."""
+    checkpoint, _ = pack_checkpoint(tied.checkpoint, tmp_path, PACKINGS["awq"])
+    path, spec = linked_graph("decoder", Precision.for_gpu("bf16"), checkpoint)
+    with pytest.raises(BundleError, match="Non-zero zero point is not supported"):
+        engine_from_onnx(path, spec, decoder_profiles(MAX_SEQS, MAX_CHUNK, 128), gpu="SM89")
 
 
 @pytest.mark.parametrize(

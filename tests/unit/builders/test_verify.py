@@ -19,9 +19,8 @@ from python_backend.preprocess import Preprocessor
 @pytest.fixture(scope="module")
 def cases(tied):
     graphs = family_graphs(tied.shape.model_type)(tied.model.manifest.config)
-    return huggingface_cases(
-        tied.checkpoint, graphs, Preprocessor(tied.model), Precision.for_cpu("fp32")
-    )
+    precision = Precision.for_cpu("fp32")
+    return huggingface_cases(tied.checkpoint, graphs, Preprocessor(tied.model), precision, {})
 
 
 @pytest.fixture

@@ -241,7 +241,11 @@ async def test_tensors_and_other_media_of_clients_are_refused(make_proxy, kind) 
 
 TEXTS = st.sampled_from(["", "x", "ä", "🚕", "\0", "123456789", "user", "text", "image_url", "url"])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from builders.pipeline import build
 from builders.precision import Precision
 from python_backend.kv_cache import KVCache
 from python_backend.spec import GraphSpec, TensorSpec
-from tests.tiny.shapes import SHAPES
+from tests.tiny.packing import PACKINGS, pack_checkpoint
+from tests.tiny.shapes import SHAPES, TIED
 from triton_vlm.doctor.gpu import Gpu
 from triton_vlm.doctor.memory import (
     Activations,
@@ -26,6 +28,7 @@ from triton_vlm.doctor.memory import (
     table,
 )
 from triton_vlm.doctor.model import DEFAULT_MAX_IMAGES, gpu_footprint, host_footprint, read_model
+from triton_vlm.launch_error import LaunchError
 
 ROOT = Path(__file__).parents[4]
 CHECKPOINT = ROOT / "default_model" / "shapes-vl"
@@ -116,6 +119,22 @@ def test_a_gpu_takes_half_the_cache_and_the_checkpoints_own_bytes() -> None:
     assert on_gpu.cache.token_bytes * 2 == host_footprint(model, GIB).cache.token_bytes
     assert on_gpu.weights_bytes == pytest.approx(Checkpoint(CHECKPOINT).num_bytes, rel=0.01)
     assert on_gpu.free_bytes == 23 * GIB
+
+
+def test_a_quantized_checkpoint_is_counted_as_it_is_served(tiny_models, tmp_path) -> None:
+    plain = tiny_models(TIED.name).checkpoint
+    packed, _ = pack_checkpoint(plain, tmp_path, PACKINGS["gptq"])
+    linears = TIED.num_layers * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 96)
+    before, after = (host_footprint(read_model(str(c), ROOT), GIB) for c in (plain, packed))
+    # 32 bits less 4, and a scale of 32 bits for 32 of them.
+    assert before.weights_bytes - after.weights_bytes == linears * (32 - 4 - 1) // 8
+
+
+def test_a_quantized_checkpoint_that_is_not_read_is_refused(tmp_path) -> None:
+    config = {**TIED.config, "quantization_config": {"quant_method": "awq", "version": "gemv"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LaunchError, match="gemv layout"):
+        read_model(str(tmp_path), ROOT)
 
 
 def test_a_cache_that_does_not_grow_with_the_context_is_counted_per_row() -> None:
