@@ -2,10 +2,10 @@
 
     python -m benchmarks.checkpoint --preset 05b --output build/checkpoint
 
-The weights are random but not degenerate: no bias or norm weight is left at 0 or 1, so an engine
-that drops one is found out, and attention scores are wide enough for picture and prompt to change
-the greedy tokens. They are stored in bfloat16, which float32 holds exactly: every engine that
-computes in float32 should give the same tokens.
+Large ones come in shards, and never is more than one of them in memory. The weights are random but
+not degenerate: no bias or norm weight is left at 0 or 1, so an engine that drops one is found out, and
+attention scores are wide enough for picture and prompt to change the greedy tokens. They are stored in
+bfloat16, which float32 holds exactly: every engine that computes in float32 should give the same tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.tokenizer import VOCAB_SIZE, write_tokenizer
 
+_SHARD_BYTES = 2 * 10**9
 _DONE = "complete"
 """Empty file that is written last, so that a broken checkpoint is not taken for a whole one."""
 
@@ -30,12 +31,12 @@ class Preset:
 
     Attributes:
         name: of the folder, and so of the built model.
-        text: sizes of the decoder, config.json names.
+        text: what config.json says of the decoder, first of all its sizes.
         vision: sizes of the vision encoder, config.json names.
     """
 
     name: str
-    text: dict[str, int]
+    text: dict[str, Any]
     vision: dict[str, Any]
 
 
@@ -56,6 +57,26 @@ PRESETS = {
             "num_heads": 12,
             "intermediate_size": 2048,
             "fullatt_block_indexes": [3, 7, 11],
+        },
+    ),
+    "7b": Preset(
+        "qwen2.5-vl-7b-random",
+        # Source: config.json of Qwen/Qwen2.5-VL-7B-Instruct.
+        {
+            "hidden_size": 3584,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "intermediate_size": 18944,
+            "vocab_size": 152064,
+            "tie_word_embeddings": False,
+        },
+        {
+            "depth": 32,
+            "hidden_size": 1280,
+            "num_heads": 16,
+            "intermediate_size": 3420,
+            "fullatt_block_indexes": [7, 15, 23, 31],
         },
     ),
     "tiny": Preset(
@@ -122,6 +143,7 @@ def make_checkpoint(preset: Preset, parent: Path, seed: int = 0) -> Path:
 
 def hub_config(preset: Preset) -> dict[str, Any]:
     """config.json as the hub's Qwen2.5-VL checkpoints have it, text fields at the top level."""
+    eighth = preset.text["hidden_size"] // preset.text["num_attention_heads"] // 8
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
@@ -139,8 +161,11 @@ def hub_config(preset: Preset) -> dict[str, Any]:
         "max_window_layers": preset.text["num_hidden_layers"],
         "rms_norm_eps": 1e-06,
         "rope_theta": 1000000.0,
-        # The sections sum to half the head size, which is 64 in every preset.
-        "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
+        # The sections sum to half the head size.
+        "rope_scaling": {
+            "type": "mrope",
+            "mrope_section": [eighth, 3 * eighth // 2, 3 * eighth // 2],
+        },
         "sliding_window": 32768,
         "use_sliding_window": False,
         "tie_word_embeddings": True,
@@ -166,22 +191,51 @@ def hub_config(preset: Preset) -> dict[str, Any]:
     }
 
 
-def _write_weights(folder: Path, seed: int) -> None:
+def _write_weights(folder: Path, seed: int, shard_bytes: int = _SHARD_BYTES) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
+    config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(folder))
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    hub = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    parameters = [
+        (name, tuple(parameter.shape))
+        for name, parameter in model.named_parameters()
+        if not (hub["tie_word_embeddings"] and name == "lm_head.weight")
+    ]
+    shards = _shards(parameters, shard_bytes)
     generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        if name == "lm_head.weight":  # tied to the embedding
-            continue
-        mean, std = _distribution(name, tuple(parameter.shape))
-        values = torch.empty(parameter.shape).normal_(mean, std, generator=generator)
-        tensors[_hub_name(name)] = values.to(torch.bfloat16)
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        tensors = {}
+        for name, shape in shard:
+            mean, std = _distribution(name, shape)
+            values = torch.empty(shape).normal_(mean, std, generator=generator)
+            tensors[_hub_name(name)] = values.to(torch.bfloat16)
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        file = file if len(shards) > 1 else "model.safetensors"
+        save_file(tensors, str(folder / file), metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        _write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+
+
+def _shards(
+    parameters: Sequence[tuple[str, tuple[int, ...]]], shard_bytes: int
+) -> list[list[tuple[str, tuple[int, ...]]]]:
+    """Names and shapes by file, as many as fit into one in bfloat16."""
+    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
+    room = shard_bytes
+    for name, shape in parameters:
+        num_bytes = 2 * math.prod(shape)
+        if num_bytes > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append((name, shape))
+        room -= num_bytes
+    return shards
 
 
 def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

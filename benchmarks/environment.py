@@ -17,7 +17,7 @@ from python_backend.manifest import FILE_NAME, VERSION_DIR
 
 _LIBRARIES = (
     *("triton-vlm", "onnxruntime", "nvidia-pytriton", "tritonclient", "fastapi", "openai"),
-    *("torch", "transformers", "numpy"),
+    *("torch", "transformers", "numpy", "onnx-ir", "tensorrt_rtx_cu13_libs"),
 )
 _VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
 _IDLE_CHECK_S = 2.0
@@ -35,7 +35,7 @@ class Environment:
         kernel: name and version, without what its builder added.
         versions: of Python and of the libraries that are installed.
         revision: commit of the project, with `+` if files differ from it; empty without git.
-        manifest_sha256: of the measured model's manifest.json.
+        manifest_sha256: of the measured model's manifest.json; empty if there is no such model.
         busy_share_before: share of the machine that others used just before.
         command: the whole command line.
         started: local date and time.
@@ -59,9 +59,9 @@ class Environment:
         return f"{re.sub('[^a-z0-9]+', '-', name).strip('-')}-{self.num_cores}-cores"
 
 
-def describe(model_folder: Path, command: str) -> Environment:
+def describe(model_folder: Path | None, command: str) -> Environment:
     """Look at the machine; takes `_IDLE_CHECK_S`."""
-    manifest = (model_folder / VERSION_DIR / FILE_NAME).read_bytes()
+    manifest = model_folder and (model_folder / VERSION_DIR / FILE_NAME).read_bytes()
     pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return Environment(
         cpu=_cpu(),
@@ -70,7 +70,7 @@ def describe(model_folder: Path, command: str) -> Environment:
         kernel=f"{platform.system()} {platform.release().partition('-')[0]}",
         versions=_versions(),
         revision=_revision(),
-        manifest_sha256=hashlib.sha256(manifest).hexdigest(),
+        manifest_sha256=hashlib.sha256(manifest).hexdigest() if manifest else "",
         busy_share_before=busy_share(),
         command=command,
         started=time.strftime("%Y-%m-%d %H:%M %Z"),

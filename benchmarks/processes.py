@@ -14,6 +14,7 @@ from typing import Self
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # Fields of /proc/<pid>/stat after the command name, numbered as in proc(5) less three.
 _GROUP, _USER, _SYSTEM = 2, 11, 12
+_HIGH_WATER = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 _PSS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
 _SAMPLE_INTERVAL_S = 1.0
 
@@ -54,6 +55,16 @@ def memory_bytes_of(groups: Iterable[int]) -> dict[int, int]:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
             sizes[pid] = sum(int(kib) for kib in _PSS.findall(rollup)) * 1024
     return sizes
+
+
+def high_water_bytes_of(groups: Iterable[int]) -> int:
+    """The most memory that each of the groups' processes has had so far, added up."""
+    total = 0
+    for pid in processes_of(groups):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+            total += sum(int(kib) for kib in _HIGH_WATER.findall(status)) * 1024
+    return total
 
 
 def command_of(pid: int) -> list[str]:
