@@ -1,7 +1,7 @@
 """Train the default model from nothing, on a CPU: `python default_model/train.py --out FOLDER`.
 
-The run has four stages. The vision tower learns to say what is where; the language model, on the tower
-as it is, learns to answer; then both learn together, twice. A run that was stopped (SIGTERM) goes on
+The run has five stages. The vision tower learns to say what is where; the language model, on the tower
+as it is, learns to answer; then both learn together, three times. A run that was stopped (SIGTERM) goes on
 from FOLDER-training.pt when started again.
 """
 
@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,7 @@ STAGES = (
     Stage("answer", 4500, 2e-3, num_rows=16, easy_share=0.15, starts_grounded=True),
     Stage("both", 2400, 1e-3, num_rows=16, num_pictures=16, trains_tower=True),
     Stage("again", 2000, 7e-4, num_rows=16, num_pictures=16, trains_tower=True),
+    Stage("polish", 800, 5e-4, num_rows=16, num_pictures=16, trains_tower=True),
 )
 WARM_UP_STEPS = 60
 MAX_TOKENS = 120  # rough length of a sequence
@@ -67,14 +69,17 @@ PERCEPTION_WEIGHT = 0.3
 LOG_EVERY, SAVE_EVERY_S = 50, 180
 # What makes an answer right or wrong counts more than the sentence around it.
 CONTENT_WEIGHT = 3.0
+VERDICTS = ("Yes", "No", " yes", " no", " same", " different")
 CONTENT_WORDS = (
     *"0123456789",
     *(f" {word}" for word in (*COLOURS, "grey", *SHAPES, *COUNTS, *ORDINALS)),
     *sorted({f" {word}" for place in PLACES for word in place.split()} - {" the"}),
-)  # fmt: skip
+    # Whether there is one, and whether there is another: all of a choice must weigh the same.
+    *(*VERDICTS, " a", " an", " nothing", " and", ",", " so"),
+)
 # One token says how a comparison ended, which is hard to learn.
 VERDICT_WEIGHT = 10.0
-VERDICTS = ("Yes", "No", " yes", " no", " same", " different")
+VERDICT_KINDS = frozenset({"exists", "is_colour", "is_number", "same_number", "compare"})
 logger = logging.getLogger("train")
 
 
@@ -164,8 +169,9 @@ class Trainer:
         tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
         self.maker = BatchMaker(tokenizer, args.seed, MAX_TOKENS, NUMBER_SHARE)
         self.token_weights = torch.ones(self.model.config.get_text_config().vocab_size)
-        for words, weight in ((CONTENT_WORDS, CONTENT_WEIGHT), (VERDICTS, VERDICT_WEIGHT)):
-            self.token_weights[[self.maker.encode(word)[0] for word in words]] = weight
+        self.token_weights[self._ids_of(CONTENT_WORDS)] = CONTENT_WEIGHT
+        self.verdict_weights = self.token_weights.clone()
+        self.verdict_weights[self._ids_of(VERDICTS)] = VERDICT_WEIGHT
         self.optimizers = make_optimizers(self.model, self.head)
         self.state_path = args.out.with_name(f"{args.out.name}-training.pt")
         self.stage_index, self.step = 0, 0  # the step of the stage
@@ -173,6 +179,9 @@ class Trainer:
         self.window = Progress()
         if self.state_path.exists():
             self._load()
+
+    def _ids_of(self, words: Sequence[str]) -> list[int]:
+        return [self.maker.encode(word)[0] for word in words]
 
     def _load(self) -> None:
         state = torch.load(self.state_path)
@@ -256,7 +265,12 @@ class Trainer:
             loss = loss + PERCEPTION_WEIGHT * perception_loss
         if batch.rows:
             losses, token_ids, is_right, owners = answer_losses(self.model, batch, embeds)
-            weights = self.token_weights[token_ids]
+            has_verdict = [batch.rows[row].kinds[answer] in VERDICT_KINDS for row, answer in owners]
+            weights = torch.where(
+                torch.tensor(has_verdict),
+                self.verdict_weights[token_ids],
+                self.token_weights[token_ids],
+            )
             answer_loss = (losses * weights).sum() / weights.sum()
             self.window.add(batch.rows, is_right, owners, answer_loss.item())
             loss = loss + answer_loss

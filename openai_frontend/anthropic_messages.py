@@ -153,15 +153,17 @@ class MessagesRequest(CountTokensRequest):
 
     def to_chat(self) -> ChatCompletionRequest:
         """The same as a chat request."""
-        return ChatCompletionRequest(
-            model=self.model,
-            messages=self.chat_messages(),
-            max_tokens=self.max_tokens,
-            stop=self.stop_sequences,
-            stream=self.stream,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
+        return ChatCompletionRequest.model_validate(
+            {
+                "model": self.model,
+                "messages": self.chat_messages(),
+                "max_tokens": self.max_tokens,
+                "stop": self.stop_sequences,
+                "stream": self.stream,
+                "temperature": self.temperature,
+                "top_k": self.top_k,
+                "top_p": self.top_p,
+            }
         )
 
 
@@ -208,7 +210,7 @@ class MessagesAnswer(Answer):
 
     def _opening(self) -> bytes:
         # How many tokens the prompt has is known at the end; `message_delta` says it.
-        message = self._head | {
+        message: dict[str, Any] = self._head | {
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,

@@ -109,7 +109,9 @@ class ChatService:
             VlmError: the request is wrong, or Triton cannot be asked.
         """
         asked = parse_body(body, CountTokensRequest)
-        request = ChatCompletionRequest(model=asked.model, messages=asked.chat_messages())
+        request = ChatCompletionRequest.model_validate(
+            {"model": asked.model, "messages": asked.chat_messages()}
+        )
         prompt, sources = to_prompt(request.messages)
         return len(await self._tokenize(request.model, prompt, sources, record))
 
