@@ -5,8 +5,8 @@ The engine is one that ONNX Runtime computes behind TensorRT's interface, in fp1
 
 from __future__ import annotations
 
+import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -16,11 +16,10 @@ from builders.options import BuildOptions
 from builders.pipeline import build
 from builders.verify import COMPUTE_TOLERANCE
 from python_backend.errors import ParityError
-from tests.fakes.fake_tensorrt import FakeTensorRt, engine_file, fake_cupy
 
 
 @pytest.fixture
-def build_engines(tied, tmp_path, monkeypatch, report):
+def build_engines(tied, trt, tmp_path, monkeypatch, report):
     """Builds for sm89 and sm120 on a machine with a GPU; `damage` changes the weights of the engines."""
 
     def fake_engine(path, spec, profiles, *, gpu, say):
@@ -32,14 +31,12 @@ def build_engines(tied, tmp_path, monkeypatch, report):
             weights = np.memmap(folder / f"{path.name}.data", np.float16, mode="r+")
             weights[len(weights) // 2 :] *= -1
             weights.flush()
-        engine_file(folder / "engine", folder / path.name, spec, profiles)
-        return (folder / "engine").read_bytes()
+        content = {"graph": str(folder / path.name), "spec": spec.to_json(), "profiles": profiles}
+        return json.dumps(content).encode()
 
     def run(capability, *, damage=False):
         run.damage = damage
-        smi = tmp_path / "nvidia-smi"
-        smi.write_text(f"#!/bin/sh\necho {capability}\n")
-        smi.chmod(0o755)
+        (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\necho {capability}\n")
         options = BuildOptions(
             model=str(tied.checkpoint),
             output=tmp_path / "repository",
@@ -50,12 +47,8 @@ def build_engines(tied, tmp_path, monkeypatch, report):
         )
         return build(options, report)
 
-    module = FakeTensorRt()
-    module.__version__ = "fake"
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    trt.__version__ = "fake"
     monkeypatch.setattr(engines, "engine_from_onnx", fake_engine)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     return run
 
 
