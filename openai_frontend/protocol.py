@@ -104,7 +104,7 @@ class StreamOptions(Fields):
     include_usage: bool | None = None
 
 
-JsonSchema = dict[str, Any] | bool
+JsonSchema = dict[str, Any]
 
 
 class NamedSchema(Fields):

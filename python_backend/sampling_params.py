@@ -327,7 +327,7 @@ def _read_grammar(param: str, value: object) -> Grammar:
         case "regex" | "grammar":
             return Grammar(kind, _read_str(param, item))
         case "json_schema":
-            if not isinstance(item, dict | bool):
+            if not isinstance(item, dict):
                 raise _wrong_type(param, item, "a JSON schema, which is an object")
             return Grammar(kind, json.dumps(item))
         case "choice":

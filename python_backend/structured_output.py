@@ -39,6 +39,11 @@ _LIMITS: Final[dict[str, Any]] = {
     "max_grammar_size": 100_000,
     "verbose_errors": False,
 }
+_JSON_STYLE: Final = {
+    "whitespace_flexible": False,  # where a model may go on with spaces, a small one does for ever
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
 _COMPILE_STACK_BYTES: Final = 256 * 2**20
 """The compiler recurses: rules that name each other, as many as fit the text, overflowed 8 MiB and took
 the process down. Not touched, it costs address space only. Masks need less than 1 MiB."""
@@ -160,7 +165,7 @@ def _to_llguidance(grammar: Grammar) -> str:
     matcher = llguidance.LLMatcher
     match grammar.kind:
         case "json_schema":
-            text = matcher.grammar_from_json_schema(grammar.text)
+            text = matcher.grammar_from_json_schema(grammar.text, overrides=_JSON_STYLE)
         case "regex":
             text = matcher.grammar_from_regex(grammar.text)
         case "grammar":

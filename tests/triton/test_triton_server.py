@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 
+from tests.triton.conftest import MODEL
 from triton_vlm.chat import ChatClient
 from triton_vlm.launch_error import LaunchError
 from triton_vlm.ports import free_ports
@@ -94,7 +95,7 @@ def write_model(repository: Path, name: str, config: str, code: str) -> None:
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def fakes(tmp_path: Path) -> Path:
     """A repository with model `fake`, which answers by itself, and two that only double numbers."""
     repository = tmp_path / "repository"
     write_model(repository, "fake", ANSWER_CONFIG, ANSWER)
@@ -116,8 +117,8 @@ def processes_with(text: str) -> list[str]:
     return found
 
 
-def test_a_started_server_answers_for_the_named_models_only(repository: Path) -> None:
-    with TritonServer(repository, ["fake-encoder"]) as triton:
+def test_a_started_server_answers_for_the_named_models_only(fakes: Path) -> None:
+    with TritonServer(fakes, ["fake-encoder"]) as triton:
         with InferenceServerClient(triton.grpc_address) as client:
             numbers = np.array([1, 2, 3])
             feed = InferInput("x", [3], "INT64")
@@ -128,8 +129,8 @@ def test_a_started_server_answers_for_the_named_models_only(repository: Path) ->
         assert httpx.get(triton.metrics_url, trust_env=False).is_success
 
 
-def test_a_stopped_server_leaves_no_process_folder_or_shared_memory(repository: Path) -> None:
-    with TritonServer(repository, ["fake-encoder"]) as triton:
+def test_a_stopped_server_leaves_no_process_folder_or_shared_memory(fakes: Path) -> None:
+    with TritonServer(fakes, ["fake-encoder"]) as triton:
         view = next(a for a in triton.process.argv if a.startswith("--model-repository="))
         run_dir = Path(view.partition("=")[2]).parent
         assert processes_with(run_dir.name)
@@ -138,21 +139,19 @@ def test_a_stopped_server_leaves_no_process_folder_or_shared_memory(repository: 
     assert list(Path("/dev/shm").glob(f"{run_dir.name}*")) == []
 
 
-def test_a_model_that_cannot_load_is_named_with_its_reason(repository: Path) -> None:
-    write_model(repository, "broken", DOUBLE_CONFIG, BROKEN)
+def test_a_model_that_cannot_load_is_named_with_its_reason(fakes: Path) -> None:
+    write_model(fakes, "broken", DOUBLE_CONFIG, BROKEN)
     with (
         pytest.raises(LaunchError, match=r"could not load broken: .*; rebuild it$") as caught,
-        TritonServer(repository, ["broken"]),
+        TritonServer(fakes, ["broken"]),
     ):
         pass
     assert "broken" in caught.value.log_tail
 
 
-def test_the_stack_serves_a_built_model_over_the_openai_api(
-    repository: Path, tmp_path: Path
-) -> None:
+def test_the_stack_serves_a_built_model_over_the_openai_api(fakes: Path, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
-    with ServingStack(repository, "fake", log_dir=tmp_path / "logs") as stack:
+    with ServingStack(fakes, "fake", log_dir=tmp_path / "logs") as stack:
         picture.write_bytes(sample_picture())
         with ChatClient(stack.base_url) as client:
             assert "".join(client.ask("What is this?", [picture])) == "I see 1 picture"
@@ -165,7 +164,7 @@ def test_a_signal_stops_everything_that_serve_started(
 ) -> None:
     (port,) = free_ports(1)
     command = [
-        *(sys.executable, "-m", "triton_vlm", "serve", "fake"),
+        *(sys.executable, "-m", "triton_vlm", "serve", MODEL),
         *(
             "--repository",
             str(repository),

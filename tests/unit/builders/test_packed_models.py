@@ -15,6 +15,7 @@ from builders.families import family_graphs
 from builders.hf_reference import huggingface_cases
 from builders.options import BuildOptions
 from builders.pipeline import build
+from builders.precision import Precision
 from builders.verify import FP32_TOLERANCE, ROUNDED_TOLERANCE, verify
 from python_backend.errors import BundleError
 from python_backend.manifest import ModelFolder
@@ -123,7 +124,9 @@ def test_greedy_tokens_equal_huggingface_with_the_dequantized_weights(packed):
 def test_numbers_are_those_of_huggingface_with_the_dequantized_weights(packed):
     graphs = family_graphs(packed.shape.model_type)(packed.model.manifest.config)
     preprocessor = Preprocessor(packed.model)
-    cases = huggingface_cases(packed.dequantized, graphs, preprocessor, None, {})
+    cases = huggingface_cases(
+        packed.dequantized, graphs, preprocessor, Precision.for_cpu("fp32"), {}
+    )
     verify(packed.model, cases, FP32_TOLERANCE)
 
 
