@@ -3,6 +3,8 @@
 import { MEDIA_TYPES, pictureItem, readPicture, refusalOf } from "./pictures.js";
 
 export class Composer {
+  #adding = Promise.resolve();
+
   /**
    * @param {HTMLFormElement} form
    * @param {object} callbacks
@@ -80,8 +82,14 @@ export class Composer {
     this.focus();
   }
 
-  /** Add picture files; what cannot be added is said and left out. */
-  async addFiles(files) {
+  /** Add picture files in the order they came; what cannot be added is said and left out. */
+  addFiles(files) {
+    const list = [...files]; // a drop's files are gone after its event
+    this.#adding = this.#adding.then(() => this.#addAll(list));
+    return this.#adding;
+  }
+
+  async #addAll(files) {
     const refusals = [];
     for (const file of files) {
       const refusal = refusalOf(file, [...this.others(), ...this.pictures], this.limits());
@@ -93,7 +101,8 @@ export class Composer {
   }
 
   async #addFile(file) {
-    this.pictures = [...this.pictures, await readPicture(file)];
+    const picture = await readPicture(file);
+    this.pictures = [...this.pictures, picture];
     this.#showPictures();
   }
 
