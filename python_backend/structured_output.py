@@ -39,7 +39,7 @@ _LIMITS: Final[dict[str, Any]] = {
     "max_grammar_size": 100_000,
     "verbose_errors": False,
 }
-_JSON_STYLE: Final = {
+_JSON_STYLE: Final[Any] = {
     "whitespace_flexible": False,  # where a model may go on with spaces, a small one does for ever
     "item_separator": ", ",
     "key_separator": ": ",
