@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 from fake_backend import MODEL, FakeBackend, text_deltas
+from fake_clock import Clock
 
 from openai_frontend.api_keys import ApiKeys, key_line, new_key
 from openai_frontend.app import create_app
@@ -22,14 +23,6 @@ pytestmark = pytest.mark.anyio
 
 ALICE, BOB = "sk-alice-0123456789abcdef", "sk-bob-0123456789abcdef"
 PUBLIC = {"/health/live", "/health/ready"}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 from fake_backend import MODEL, FakeBackend, text_deltas
+from fake_clock import Clock
 
 from openai_frontend.backend import Delta
 from openai_frontend.quota import Quota, TokenBucket, duration
@@ -19,14 +20,6 @@ pytestmark = pytest.mark.anyio
 
 KEY = "sk-alice-0123456789abcdef"
 OTHER = "sk-bob-0123456789abcdef"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
