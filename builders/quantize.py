@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from builders.blocks import INTEGERS, block_attributes
 from builders.precision import BLOCK_SIZE, Precision
 
 _LARGEST = {ir.DataType.INT8: 127, ir.DataType.FLOAT8E4M3FN: 448}
@@ -40,7 +41,7 @@ class Quantization:
         if precision.weight_bits is None:
             return None
         has_blocks = precision.weight_bits == 4 or not precision.for_tensorrt
-        dtype = ir.DataType.INT4 if precision.weight_bits == 4 else ir.DataType.INT8
+        dtype = INTEGERS[precision.weight_bits]
         if precision.is_float8:
             dtype = ir.DataType.FLOAT8E4M3FN
         return cls(dtype, has_blocks, not precision.for_tensorrt)
@@ -64,7 +65,7 @@ class Quantization:
     @property
     def attributes(self) -> Mapping[str, int]:
         """Of the `DequantizeLinear` that restores weights [in, out]."""
-        return {"axis": 0, "block_size": BLOCK_SIZE} if self.has_blocks else {"axis": 1}
+        return block_attributes(BLOCK_SIZE) if self.has_blocks else {"axis": 1}
 
     def rounded(self, weight: np.ndarray) -> np.ndarray:
         """What is left of a weight [out, in], float32."""
