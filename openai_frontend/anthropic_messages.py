@@ -9,12 +9,18 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openai_frontend.backend import Delta, Usage
 from openai_frontend.errors import error_body
-from openai_frontend.protocol import ChatCompletionRequest, Fields, StopStrings
+from openai_frontend.protocol import (
+    ChatCompletionRequest,
+    Fields,
+    StopStrings,
+    text_or_image,
+    text_or_list,
+)
 from openai_frontend.responses import Answer, Choice
 from openai_frontend.sse import dumps, named_event
 from openai_frontend.unsupported import UNSUPPORTED_MESSAGES, without_unsupported
@@ -61,28 +67,11 @@ class ImageBlock(Fields):
     cache_control: CacheControl | None = None
 
 
-def _block_tag(block: Any) -> str | None:
-    kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
-    return f"<{kind}>" if kind in ("text", "image") else None
-
-
-def _text_or_list_tag(value: Any) -> str | None:
-    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
-
-
 _Block = Annotated[
     Annotated[TextBlock, Tag("<text>")] | Annotated[ImageBlock, Tag("<image>")],
-    Discriminator(
-        _block_tag,
-        custom_error_type="union_tag",
-        custom_error_message="Content blocks are of type 'text' or 'image'",
-    ),
+    text_or_image("Content blocks", "image"),
 ]
-_TEXT_OR_LIST = Discriminator(
-    _text_or_list_tag,
-    custom_error_type="invalid_type",
-    custom_error_message="It must be a string or an array of content blocks",
-)
+_TEXT_OR_LIST = text_or_list("content blocks")
 
 
 class Turn(Fields):

@@ -1,4 +1,4 @@
-"""ChatService: from a request body to an answer, for chat and plain completions alike."""
+"""ChatService: from a request body to an answer, for every endpoint that takes a prompt."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ class ChatService:
             {"model": asked.model, "messages": asked.chat_messages()}
         )
         prompt, sources = to_prompt(request.messages)
-        return len(await self._tokenize(request.model, prompt, sources, record))
+        model = await self._find_model(request.model, sources)
+        return len(await self._tokenize(model, prompt, sources, record))
 
     async def tokenize(self, body: bytes | bytearray, record: RequestRecord) -> dict[str, Any]:
         """The answer to a body of `/tokenize`.
@@ -127,7 +128,7 @@ class ChatService:
         if request.messages is not None:
             prompt, sources = to_prompt(request.messages)
         model = await self._find_model(request.model, sources)
-        token_ids = await self._tokenize(request.model, prompt, sources, record)
+        token_ids = await self._tokenize(model, prompt, sources, record)
         return {
             "count": len(token_ids),
             "max_model_len": model.max_model_len,
@@ -137,12 +138,11 @@ class ChatService:
 
     async def _tokenize(
         self,
-        name: str,
+        model: ModelInfo,
         prompt: dict[str, Any],
         sources: Sequence[ImageSource],
         record: RequestRecord,
     ) -> list[int]:
-        model = await self._find_model(name, sources)
         record.model = model.id
         images = await self._media.load(sources, model.max_images)
         try:

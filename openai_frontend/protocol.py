@@ -62,32 +62,45 @@ class ImagePart(Fields):
     image_url: ImageUrl
 
 
-def _part_tag(part: Any) -> str | None:
-    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
-    return f"<{kind}>" if kind in ("text", "image_url") else None
-
-
-def _text_or_list_tag(value: Any) -> str | None:
-    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
-
-
 # The tags in angle brackets keep pydantic's error locations apart from what the client wrote.
+
+
+def text_or_image(things: str, image_type: str) -> Discriminator:
+    """Tells the members `<text>` and `<{image_type}>` of a union apart by their `type`."""
+    kinds = ("text", image_type)
+
+    def tag(part: Any) -> str | None:
+        kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+        return f"<{kind}>" if kind in kinds else None
+
+    return Discriminator(
+        tag,
+        custom_error_type="union_tag",
+        custom_error_message=f"{things} are of type 'text' or '{image_type}'",
+    )
+
+
+def text_or_list(things: str) -> Discriminator:
+    """Tells a string, `<text>`, from an array of `things`, `<list>`."""
+
+    def tag(value: Any) -> str | None:
+        return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
+
+    return Discriminator(
+        tag,
+        custom_error_type="invalid_type",
+        custom_error_message=f"It must be a string or an array of {things}",
+    )
+
+
 ContentPart = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
-    Discriminator(
-        _part_tag,
-        custom_error_type="union_tag",
-        custom_error_message="Content parts are of type 'text' or 'image_url'",
-    ),
+    text_or_image("Content parts", "image_url"),
 ]
 Content = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[list[ContentPart], Field(min_length=1), Tag("<list>")],
-    Discriminator(
-        _text_or_list_tag,
-        custom_error_type="invalid_type",
-        custom_error_message="It must be a string or an array of content parts",
-    ),
+    text_or_list("content parts"),
 ]
 
 
@@ -247,11 +260,7 @@ class CompletionRequest(GenerationFields):
 
     prompt: Annotated[
         Annotated[str, Tag("<text>")] | Annotated[TokenIds, Tag("<list>")],
-        Discriminator(
-            _text_or_list_tag,
-            custom_error_type="invalid_type",
-            custom_error_message="It must be a string or an array of token ids",
-        ),
+        text_or_list("token ids"),
         BeforeValidator(_single_prompt),
     ]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

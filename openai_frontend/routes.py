@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -13,50 +14,44 @@ from openai_frontend.backend import Backend, ModelInfo
 from openai_frontend.chat import ChatService, Generation
 from openai_frontend.disconnect import until_disconnect
 from openai_frontend.errors import ModelNotFoundError, ServiceUnavailableError
+from openai_frontend.record import RequestRecord
 from openai_frontend.sse import EventStreamResponse
 from python_backend.errors import RequestCancelledError
 
 router = APIRouter()
+_T = TypeVar("_T")
+_OfBody = Callable[[bytearray, RequestRecord], Coroutine[Any, Any, _T]]
 
 
 @router.post("/v1/chat/completions")
 async def create_chat_completion(request: Request) -> Response:
     """OpenAI's chat completions, streamed or whole."""
-    service: ChatService = request.app.state.service
-    prepared = service.prepare_chat(await _body(request), request.state.record)
-    return await _answer(request, await until_disconnect(request.receive, prepared))
+    return await _generate(request, _service(request).prepare_chat)
 
 
 @router.post("/v1/completions")
 async def create_completion(request: Request) -> Response:
     """OpenAI's plain completions, streamed or whole."""
-    service: ChatService = request.app.state.service
-    prepared = service.prepare_completion(await _body(request), request.state.record)
-    return await _answer(request, await until_disconnect(request.receive, prepared))
+    return await _generate(request, _service(request).prepare_completion)
 
 
 @router.post("/v1/messages")
 async def create_message(request: Request) -> Response:
     """Anthropic's messages, streamed or whole."""
-    service: ChatService = request.app.state.service
-    prepared = service.prepare_messages(await _body(request), request.state.record)
-    return await _answer(request, await until_disconnect(request.receive, prepared))
+    return await _generate(request, _service(request).prepare_messages)
 
 
 @router.post("/v1/messages/count_tokens")
 async def count_tokens(request: Request) -> Response:
     """How many tokens a message would be asked with."""
-    service: ChatService = request.app.state.service
-    counted = service.count_tokens(await _body(request), request.state.record)
-    return JSONResponse({"input_tokens": await until_disconnect(request.receive, counted)})
+    num_tokens = await _from_body(request, _service(request).count_tokens)
+    return JSONResponse({"input_tokens": num_tokens})
 
 
 @router.post("/tokenize")
 async def tokenize(request: Request) -> Response:
     """The tokens of a text or a conversation."""
-    service: ChatService = request.app.state.service
-    tokenized = service.tokenize(await _body(request), request.state.record)
-    return JSONResponse(await until_disconnect(request.receive, tokenized))
+    return JSONResponse(await _from_body(request, _service(request).tokenize))
 
 
 @router.get("/v1/models")
@@ -110,9 +105,20 @@ async def _body(request: Request) -> bytearray:
         raise RequestCancelledError("The client closed the connection.") from None
 
 
-async def _answer(request: Request, generation: Generation) -> Response:
+def _service(request: Request) -> ChatService:
     service: ChatService = request.app.state.service
-    record = request.state.record
+    return service
+
+
+async def _from_body(request: Request, method: _OfBody[_T]) -> _T:
+    """What a method of the service makes of the body, unless the client leaves first."""
+    made = method(await _body(request), request.state.record)
+    return await until_disconnect(request.receive, made)
+
+
+async def _generate(request: Request, prepare: _OfBody[Generation]) -> Response:
+    generation = await _from_body(request, prepare)
+    service, record = _service(request), request.state.record
     if generation.is_stream:
         opened = EventStreamResponse.opened(service.events(generation, record))
         return await until_disconnect(request.receive, opened)
