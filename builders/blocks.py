@@ -1,8 +1,8 @@
 """How quantized weights stand in a graph: signed integers [in, out], a scale per block of input features.
 
 That is standard `DequantizeLinear`, which ONNX Runtime computes together with the product that follows
-(`MatMulNBits`) and TensorRT reads if there are no zero points. Weights that the builder rounds (`quantize`; but
-for 8 bits on TensorRT) and those of checkpoints that are quantized already have this form.
+(`MatMulNBits`) and TensorRT reads if there are no zero points. Weights that the builder rounds, but for
+8 bits on TensorRT, and those of checkpoints that are quantized already have this form.
 """
 
 from __future__ import annotations
