@@ -1,7 +1,7 @@
 """Train the default model from nothing, on a CPU: `python default_model/train.py --out FOLDER`.
 
-The run has five stages. The vision tower learns to say what is where; the language model, on the tower
-as it is, learns to answer; then both learn together, three times. A run that was stopped (SIGTERM) goes on
+The run has six stages. The vision tower learns to say what is where; the language model, on the tower
+as it is, learns to answer; then both learn together, four times. A run that was stopped (SIGTERM) goes on
 from FOLDER-training.pt when started again.
 """
 
@@ -61,6 +61,7 @@ STAGES = (
     Stage("both", 2400, 1e-3, num_rows=16, num_pictures=16, trains_tower=True),
     Stage("again", 2000, 7e-4, num_rows=16, num_pictures=16, trains_tower=True),
     Stage("polish", 800, 5e-4, num_rows=16, num_pictures=16, trains_tower=True),
+    Stage("finish", 1300, 6e-4, num_rows=16, num_pictures=16, trains_tower=True),
 )
 WARM_UP_STEPS = 60
 MAX_TOKENS = 120  # rough length of a sequence
