@@ -19,7 +19,7 @@ from onnxscript import nn
 
 from builders import functions
 from builders.graph import declare_inputs, declare_outputs, new_graph, to_model
-from builders.modules import Dense, GatedMLP, Linear, Op, RMSNorm, constant
+from builders.modules import GatedMLP, Linear, Op, RMSNorm, Weight, constant
 from builders.precision import Precision
 from python_backend.spec import GraphSpec, TensorSpec
 
@@ -131,15 +131,14 @@ class CrossAttentionLayer(nn.Module):
 
     def __init__(self, config: CrossAttentionConfig, precision: Precision) -> None:
         super().__init__()
-        self._dense = Dense(precision)
         self.input_layernorm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
         self.cross_attn = _Attention(config, precision)
-        self.cross_attn_attn_gate = self._dense.weight([1])
+        self.cross_attn_attn_gate = Weight([1], precision.compute)
         self.post_attention_layernorm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
         self.mlp = GatedMLP(
             precision, config.hidden_size, config.intermediate_size, activation=config.activation
         )
-        self.cross_attn_mlp_gate = self._dense.weight([1])
+        self.cross_attn_mlp_gate = Weight([1], precision.compute)
 
     def forward(
         self, op: Op, x: ir.Value, images: tuple[ir.Value, ir.Value], context: CrossContext
@@ -147,14 +146,11 @@ class CrossAttentionLayer(nn.Module):
         rows = op.Slice(x, [0], context.num_rows, [0])
         others = op.Slice(x, context.num_rows, [_END], [0])
         y = self.cross_attn(op, self.input_layernorm(op, rows), images, context.mask)
-        attended = op.Add(rows, self._gated(op, self.cross_attn_attn_gate, y))
+        attended = op.Add(rows, op.Mul(op.Tanh(self.cross_attn_attn_gate), y))
         y = self.mlp(op, self.post_attention_layernorm(op, attended))
         y = op.Where(context.sees, y, op.CastLike(0.0, y))
-        attended = op.Add(attended, self._gated(op, self.cross_attn_mlp_gate, y))
+        attended = op.Add(attended, op.Mul(op.Tanh(self.cross_attn_mlp_gate), y))
         return op.Concat(op.Where(context.has_images, attended, rows), others, axis=0)
-
-    def _gated(self, op: Op, gate: ir.Value, y: ir.Value) -> ir.Value:
-        return op.Mul(op.Tanh(self._dense.cast(op, gate)), y)
 
 
 class _KeysValues(nn.Module):

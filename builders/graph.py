@@ -66,18 +66,10 @@ def to_model(builder: GraphBuilder, onnx_functions: Sequence[ir.Function] = ()) 
 
 
 def write_graph(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
-    """Write `model` to `path` and its weights to `path` + `.data`, one tensor at a time.
-
-    Linked weights (`ir.ExternalTensor`) stay where they are when all weights of the model are linked, and
-    constants go into the file; it then names the checkpoint's files by name only, and whoever loads it
-    gives the folder.
-    """
+    """Write `model` to `path` and its weights to `path` + `.data`, one tensor at a time."""
     tensors = [
         v.const_value for v in model.graph.initializers.values() if v.const_value is not None
     ]
-    if not any(isinstance(tensor, ir.LazyTensor) for tensor in tensors):
-        ir.save(model, path)
-        return
     total, done = sum(tensor.nbytes for tensor in tensors), 0
 
     def report(tensor: ir.TensorProtocol, _info: object) -> None:

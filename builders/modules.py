@@ -118,35 +118,16 @@ def constant(op: Op, array: np.ndarray, name: str) -> ir.Value:
     return op.initializer(ir.tensor(array), name=name)
 
 
-class Dense:
-    """Weight and cast handling shared by the modules that hold a matrix or a vector."""
-
-    def __init__(self, precision: Precision) -> None:
-        self.precision = precision
-
-    def weight(self, shape: list[int]) -> Weight:
-        """An unquantized weight in the dtype it is stored in."""
-        return Weight(shape, self.precision.stored)
-
-    def cast(self, op: Op, value: ir.Value) -> ir.Value:
-        """`value` in the dtype of the computation; the runtimes fold this when they load."""
-        if self.precision.stored == self.precision.compute:
-            return value
-        return op.Cast(value, to=self.precision.compute)
-
-
 class Linear(nn.Module):
     """`x @ weight.T + bias` with the checkpoint's `weight` [out, in] and `bias` [out].
 
-    Written weights are stored transposed, [in, out], which is what MatMul reads; linked ones stay
-    as they are and get a Transpose; quantized ones are [in, out] too, with scales.
+    The weight is written transposed, [in, out], which is what MatMul reads; a quantized one has scales.
     """
 
     def __init__(
         self, precision: Precision, num_in: int, num_out: int, *, bias: bool = False
     ) -> None:
         super().__init__()
-        self._dense = Dense(precision)
         self._quantization = quantization = Quantization.of(precision)
         if quantization is not None:
             self.weight = Weight(
@@ -160,23 +141,19 @@ class Linear(nn.Module):
                 encode=lambda array: quantization.quantize(array)[1].T,
                 source="weight",
             )
-        elif precision.linked:
-            self.weight = Weight([num_out, num_in], precision.linked)
         else:
             self.weight = Weight([num_in, num_out], precision.compute, encode=lambda array: array.T)
-        self.bias = self._dense.weight([num_out]) if bias else None
+        self.bias = Weight([num_out], precision.compute) if bias else None
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         if self._quantization is not None:
             matrix = op.DequantizeLinear(
                 self.weight, self.weight_scale, **self._quantization.attributes
             )
-        elif self._dense.precision.linked:
-            matrix = op.Transpose(self._dense.cast(op, self.weight), perm=[1, 0])
         else:
             matrix = self.weight
         y = op.MatMul(x, matrix)
-        return y if self.bias is None else op.Add(y, self._dense.cast(op, self.bias))
+        return y if self.bias is None else op.Add(y, self.bias)
 
 
 class Embedding(nn.Module):
@@ -184,7 +161,6 @@ class Embedding(nn.Module):
 
     def __init__(self, precision: Precision, num_rows: int, hidden_size: int) -> None:
         super().__init__()
-        self._dense = Dense(precision)
         self._quantized = precision.weight_bits is not None and not precision.for_tensorrt
         if self._quantized:
             self.weight = Weight(
@@ -199,18 +175,18 @@ class Embedding(nn.Module):
                 source="weight",
             )
         else:
-            self.weight = self._dense.weight([num_rows, hidden_size])
+            self.weight = Weight([num_rows, hidden_size], precision.compute)
 
     def forward(self, op: Op, ids: ir.Value) -> ir.Value:
         rows = op.Gather(self.weight, ids, axis=0)
         if not self._quantized:
-            return self._dense.cast(op, rows)
+            return rows
         scales = op.Gather(self.weight_scale, ids, axis=0)
         return op.DequantizeLinear(rows, scales, axis=-1, block_size=BLOCK_SIZE)
 
     def project(self, op: Op, x: ir.Value) -> ir.Value:
         """`x @ weight.T`, the output head of a model with tied embeddings: x [M, hidden_size]."""
-        return op.Gemm(x, self._dense.cast(op, self.weight), transB=1)
+        return op.Gemm(x, self.weight, transB=1)
 
 
 class RMSNorm(nn.Module):
@@ -220,22 +196,18 @@ class RMSNorm(nn.Module):
         self, precision: Precision, size: int, epsilon: float, offset: float = 0.0
     ) -> None:
         super().__init__()
-        self._dense = Dense(precision)
-        self._epsilon, self._offset = epsilon, offset
-        if offset and not precision.linked:
+        self._epsilon = epsilon
+        if offset:
             self.weight = Weight(
                 [size],
-                precision.stored,
+                precision.compute,
                 encode=lambda array: array.astype(np.float32) + np.float32(offset),
             )
         else:
-            self.weight = self._dense.weight([size])
+            self.weight = Weight([size], precision.compute)
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        scale = self._dense.cast(op, self.weight)
-        if self._offset and self._dense.precision.linked:
-            scale = op.Add(scale, op.CastLike(self._offset, scale))
-        return op.RMSNormalization(x, scale, axis=-1, epsilon=self._epsilon)
+        return op.RMSNormalization(x, self.weight, axis=-1, epsilon=self._epsilon)
 
 
 class LayerNorm(nn.Module):
@@ -243,13 +215,14 @@ class LayerNorm(nn.Module):
 
     def __init__(self, precision: Precision, size: int, epsilon: float) -> None:
         super().__init__()
-        self._dense = Dense(precision)
         self._epsilon = epsilon
-        self.weight, self.bias = self._dense.weight([size]), self._dense.weight([size])
+        self.weight, self.bias = (
+            Weight([size], precision.compute),
+            Weight([size], precision.compute),
+        )
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        scale, bias = self._dense.cast(op, self.weight), self._dense.cast(op, self.bias)
-        return op.LayerNormalization(x, scale, bias, axis=-1, epsilon=self._epsilon)
+        return op.LayerNormalization(x, self.weight, self.bias, axis=-1, epsilon=self._epsilon)
 
 
 def activate(op: Op, x: ir.Value, name: str) -> ir.Value:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from builders.modules import Dense, Linear, Op, Weight, constant, rope_inv_freq
+from builders.modules import Linear, Op, Weight, constant, rope_inv_freq
 from builders.precision import Precision
 
 NORM_EPSILON = 1e-6
@@ -103,25 +103,17 @@ class _Projection(nn.Module):
         self, precision: Precision, hidden_size: int, kernel: list[int], *, bias: bool
     ) -> None:
         super().__init__()
-        self._dense = Dense(precision)
-        self._shape = [hidden_size, int(np.prod(kernel))]
-        if precision.linked:
-            self.weight = self._dense.weight([hidden_size, *kernel])
-        else:
-            self.weight = Weight(
-                self._shape[::-1],
-                precision.compute,
-                encode=lambda array: array.reshape(self._shape).T,
-            )
-        self.bias = self._dense.weight([hidden_size]) if bias else None
+        num_in = int(np.prod(kernel))
+        self.weight = Weight(
+            [num_in, hidden_size],
+            precision.compute,
+            encode=lambda array: array.reshape(hidden_size, num_in).T,
+        )
+        self.bias = Weight([hidden_size], precision.compute) if bias else None
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        matrix = self.weight
-        if self._dense.precision.linked:
-            matrix = op.Reshape(self._dense.cast(op, self.weight), self._shape)
-            matrix = op.Transpose(matrix, perm=[1, 0])
-        y = op.MatMul(x, matrix)
-        return y if self.bias is None else op.Add(y, self._dense.cast(op, self.bias))
+        y = op.MatMul(x, self.weight)
+        return y if self.bias is None else op.Add(y, self.bias)
 
 
 class PatchEmbed(nn.Module):

@@ -6,35 +6,29 @@ end, so that a build that fails leaves what was there before.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
 
-import onnx_ir as ir
 from transformers import AutoTokenizer
 
-from builders.blocks import use_packed
-from builders.engines import Costs, build_engines
+from builders.digests import code_digest, digest, versions
 from builders.families import family_graphs
 from builders.families.base import BuildLimits
-from builders.graph import write_graph
-from builders.modules import fill_weights
+from builders.graph_writer import GraphWriter
 from builders.options import BuildOptions
 from builders.precision import Precision
-from builders.profiles import Profile, cross_profile, decoder_profiles
+from builders.profiles import cross_profile, decoder_profiles
 from builders.reference import Reference, find_reference
+from builders.report import Report
 from builders.repository import write_repository
 from builders.source import Source, open_source
-from builders.trt_engine import trt_version
 from builders.verify import COMPUTE_TOLERANCE, CaseResult, verify
 from python_backend import tensor_names as names
 from python_backend.config import EngineConfig
@@ -43,33 +37,16 @@ from python_backend.families import load_family
 from python_backend.families.base import ModelFamily
 from python_backend.gpu import find_gpu
 from python_backend.manifest import (
-    CPU,
     FILE_NAME,
     PROCESSOR_DIR,
     VERSION_DIR,
-    GraphFile,
     Manifest,
     ModelFolder,
 )
-from python_backend.spec import GraphSpec
 
-_LIBRARIES = ("triton-vlm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "transformers")
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "config.json")
 _DEFAULT_MAX_MODEL_LEN = 4096
 _STAGES = ("", names.PREPROCESS_SUFFIX, names.ENCODER_SUFFIX, names.DECODER_SUFFIX)
-
-
-class Report(Protocol):
-    """Where a build says what it does."""
-
-    def stage(self, title: str) -> None:
-        """A new stage begins."""
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of the stage are written."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
 
 
 def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[CaseResult]]:
@@ -89,10 +66,10 @@ def build(options: BuildOptions, report: Report) -> tuple[ModelFolder, list[Case
             f"quantized already ({source.quantization}): its {len(source.packed)} layers stay as they are"
         )
     max_model_len = _max_model_len(options, source)
-    key = _digest(
+    key = digest(
         source.checkpoint.fingerprint(),
-        *_versions().values(),
-        _code_digest(),
+        *versions().values(),
+        code_digest(),
         options,
         options.targets,
         max_model_len,
@@ -177,7 +154,7 @@ def _build_into(
         max_images=options.max_images,
         max_shared_patches=runtime.max_encoder_patches,
     )
-    writer = _GraphWriter(staging, source, graphs.checkpoint_names, options, report, existing)
+    writer = GraphWriter(staging, source, graphs.checkpoint_names, options, report, existing)
     vision = None
     if graphs.sees_images:
         vision = writer.write(
@@ -213,7 +190,7 @@ def _build_into(
         max_images=options.max_images if graphs.sees_images else 0,
         eos_token_ids=source.eos_token_ids,
         sampling_defaults=source.sampling_defaults,
-        processor_fingerprint=_digest(
+        processor_fingerprint=digest(
             *(path.read_bytes() for path in sorted(processor_dir.iterdir())),
             importlib.metadata.version("transformers"),
         ),
@@ -221,108 +198,11 @@ def _build_into(
         decoder=decoder,
         cross_attention=filling,
         source={"model": options.model, **writer.keys},
-        versions=_versions(),
+        versions=versions(),
     )
     family = _load_family(manifest, processor_dir, source.checkpoint.folder)
     write_repository(staging, manifest, family.encoder_tensors)
     return manifest
-
-
-class _GraphWriter:
-    """Writes graphs with their weights, or takes over those of the last build that would be the same.
-
-    For TensorRT what is written is the engines; the graphs they are built from are deleted.
-    """
-
-    def __init__(
-        self,
-        staging: Path,
-        source: Source,
-        checkpoint_names: Callable[[str], tuple[str, ...]],
-        options: BuildOptions,
-        report: Report,
-        existing: ModelFolder | None,
-    ) -> None:
-        self._staging, self._source, self._report = staging, source, report
-        self._options = options
-        self._checkpoint_names, self._existing = checkpoint_names, existing
-        self.keys: dict[str, str] = {}
-
-    def write(
-        self,
-        model: str,
-        built: tuple[ir.Model, GraphSpec],
-        precision: Precision,
-        profiles: Sequence[Profile],
-    ) -> GraphFile:
-        """Write one graph.
-
-        Args:
-            model: Triton model whose folder it goes to.
-            built: the graph without numbers, and its contract.
-            precision: of its weights.
-            profiles: sizes of its axes, for TensorRT.
-        """
-        graph, spec = built
-        variant: tuple[object, ...] = precision, spec
-        if not self._is_for_cpu:
-            engine = self._options.engine
-            variant = *variant, engine, self._options.targets, profiles, trt_version(engine)
-        key = _digest(
-            self._source.checkpoint.fingerprint(), *_versions().values(), _code_digest(), variant
-        )
-        self.keys[spec.name] = key
-        self._report.stage(f"Writing the graph {spec.name}")
-        folder = self._staging / model / VERSION_DIR
-        folder.mkdir(parents=True, exist_ok=True)
-        unchanged = self._take_over(spec.name, key, folder)
-        if unchanged is not None:
-            return unchanged
-        path = folder / f"{spec.name}.onnx"
-        use_packed(graph.graph, self._checkpoint_names, self._source.packed)
-        fill_weights(graph.graph, self._source.checkpoint, self._checkpoint_names)
-        write_graph(graph, path, self._report.progress)
-        paths, costs = {CPU: path}, Costs()
-        if not self._is_for_cpu:
-            paths, costs = build_engines(
-                path,
-                spec,
-                profiles,
-                self._options.engine,
-                self._options.targets,
-                self._report.stage,
-            )
-            for file in folder.glob(f"{path.name}*"):
-                file.unlink()
-        for target, cost in costs.items():
-            self._report.note(
-                f"{spec.name} for {target}: {cost['engine_bytes'] / 1e6:.1f} MB in {cost['seconds']} s, "
-                f"{cost['peak_bytes'] / 1e9:.1f} GB of memory"
-            )
-        files = sorted(folder.glob(f"{spec.name}.*"))
-        return GraphFile(
-            paths={target: self._name(path) for target, path in paths.items()},
-            spec=spec,
-            files={self._name(file): _file_digest(file) for file in files},
-            costs=costs,
-        )
-
-    @property
-    def _is_for_cpu(self) -> bool:
-        return self._options.engine == "onnxruntime"
-
-    def _name(self, path: Path) -> str:
-        return str(path.relative_to(self._staging))
-
-    def _take_over(self, name: str, key: str, folder: Path) -> GraphFile | None:
-        if self._existing is None or self._existing.manifest.source.get(name) != key:
-            return None
-        graph = next(g for g in self._existing.manifest.graphs if g.spec.name == name)
-        for file in graph.files:
-            source = self._existing.folder.parent / file
-            os.link(source, folder / source.name)
-        self._report.note(f"the graph {name} has not changed")
-        return graph
 
 
 def _copy_processor(checkpoint: Path, target: Path) -> None:
@@ -432,27 +312,3 @@ def _move_into_place(staging: Path, output: Path, name: str) -> None:
             target.rename(staging / (name + suffix + ".old"))
         if built.exists():  # a model that reads text only has no encoder
             built.rename(target)
-
-
-def _versions() -> dict[str, str]:
-    return {library: importlib.metadata.version(library) for library in _LIBRARIES}
-
-
-def _code_digest() -> str:
-    """Changes whenever the builder itself does."""
-    package = Path(__file__).resolve().parent
-    return _digest(*(path.read_bytes() for path in sorted(package.rglob("*.py"))))
-
-
-def _digest(*parts: object) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else repr(part).encode()
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

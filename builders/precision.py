@@ -45,21 +45,12 @@ class Precision:
         is_float8: whether 8-bit weights are floats (E4M3) and not integers.
         for_tensorrt: whether quantized weights are as TensorRT takes them: scales positive, and embedding
             tables as they are, because it dequantizes constants and not the rows that a prompt picks.
-        linked: dtype of the checkpoint's weights, to leave them in the checkpoint's own files and
-            point the graph at them; None to write them transposed and cast. Linking is for TensorRT
-            builds and tests; ONNX Runtime would hold the folded copies in memory.
     """
 
     compute: ir.DataType
     weight_bits: int | None = None
     is_float8: bool = False
     for_tensorrt: bool = False
-    linked: ir.DataType | None = None
-
-    @property
-    def stored(self) -> ir.DataType:
-        """Dtype of unquantized weights in the file."""
-        return self.linked or self.compute
 
     @classmethod
     def for_cpu(cls, name: str) -> Precision:
@@ -105,4 +96,4 @@ class Precision:
     @property
     def unquantized(self) -> Precision:
         """The same without weight quantization: for parts too small or too sensitive to quantize."""
-        return Precision(compute=self.compute, linked=self.linked)
+        return Precision(compute=self.compute)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from builders.modules import MLP, Dense, LayerNorm, Linear, Op, Weight, constant
+from builders.modules import MLP, LayerNorm, Linear, Op, Weight, constant
 from builders.precision import Precision
 
 
@@ -23,42 +23,33 @@ class PatchEmbedding(nn.Module):
         self, config: Mapping[str, Any], precision: Precision, *, bias: bool = True
     ) -> None:
         super().__init__()
-        self._dense = Dense(precision)
         self._channels, self._patch = config.get("num_channels", 3), config["patch_size"]
         self._side = config["image_size"] // self._patch
         hidden, num_in = config["hidden_size"], self._channels * self._patch**2
-        self._shape = [hidden, num_in]
-        if precision.linked:
-            self.weight = self._dense.weight([hidden, self._channels, self._patch, self._patch])
-        else:
-            self.weight = Weight(
-                [num_in, hidden],
-                precision.compute,
-                encode=lambda array: array.reshape(self._shape).T,
-            )
-        self.bias = self._dense.weight([hidden]) if bias else None
+        self._num_in = num_in
+        self.weight = Weight(
+            [num_in, hidden],
+            precision.compute,
+            encode=lambda array: array.reshape(hidden, num_in).T,
+        )
+        self.bias = Weight([hidden], precision.compute) if bias else None
 
     def forward(self, op: Op, pixels: ir.Value) -> ir.Value:
         """[T, C, R, R] to [T, N, H]."""
         side, patch = self._side, self._patch
         x = op.Reshape(pixels, [0, self._channels, side, patch, side, patch])
-        x = op.Reshape(op.Transpose(x, perm=[0, 2, 4, 1, 3, 5]), [0, side * side, self._shape[1]])
-        matrix = self.weight
-        if self._dense.precision.linked:
-            matrix = op.Reshape(self._dense.cast(op, self.weight), self._shape)
-            matrix = op.Transpose(matrix, perm=[1, 0])
-        y = op.MatMul(x, matrix)
-        return y if self.bias is None else op.Add(y, self._dense.cast(op, self.bias))
+        x = op.Reshape(op.Transpose(x, perm=[0, 2, 4, 1, 3, 5]), [0, side * side, self._num_in])
+        y = op.MatMul(x, self.weight)
+        return y if self.bias is None else op.Add(y, self.bias)
 
 
 class _Table(nn.Module):
     def __init__(self, precision: Precision, num_rows: int, size: int) -> None:
         super().__init__()
-        self._dense = Dense(precision)
-        self.weight = self._dense.weight([num_rows, size])
+        self.weight = Weight([num_rows, size], precision.compute)
 
     def forward(self, op: Op) -> ir.Value:
-        return self._dense.cast(op, self.weight)
+        return self.weight
 
 
 class _Embeddings(nn.Module):

@@ -37,7 +37,6 @@ def engine_from_onnx(
     profiles: Sequence[Profile],
     *,
     gpu: str | None = None,
-    weights_dir: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> bytes:
     """Build the engine of one graph.
@@ -47,7 +46,6 @@ def engine_from_onnx(
         spec: its contract.
         profiles: one optimization profile each.
         gpu: such as `sm89`, for TensorRT-RTX; None for the GPU of this machine.
-        weights_dir: where the weights of a linked graph lie; None when they are beside the graph.
         say: told of every phase of the build.
 
     Raises:
@@ -58,9 +56,7 @@ def engine_from_onnx(
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
-    # The parser looks for weights beside the file of this name; it need not exist.
-    named = str((weights_dir or path.parent) / path.name)
-    if not parser.parse(path.read_bytes(), named):
+    if not parser.parse(path.read_bytes(), str(path)):  # the name says where the weights lie
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise _failure(path, errors or log.lines)
     config = builder.create_builder_config()

@@ -18,7 +18,7 @@ from onnxscript import nn
 
 from builders.decoder import DecoderConfig, build_decoder, common_config
 from builders.families.base import BuildLimits, FamilyGraphs, nested_names
-from builders.modules import Dense, Op, RMSNorm, rope_inv_freq
+from builders.modules import Op, RMSNorm, Weight, rope_inv_freq
 from builders.precision import Precision
 from builders.profiles import Profile, tile_profile
 from builders.siglip import SiglipTower
@@ -133,17 +133,16 @@ class _Projector(nn.Module):
                 f"mm_tokens_per_image {config['mm_tokens_per_image']} does not divide the tower's "
                 f"{side} x {side} features"
             )
-        self._dense = Dense(precision)
         self.mm_soft_emb_norm = RMSNorm(
             precision, self._hidden, vision["layer_norm_eps"], offset=1.0
         )
-        self.mm_input_projection_weight = self._dense.weight([self._hidden, self._num_out])
+        self.mm_input_projection_weight = Weight([self._hidden, self._num_out], precision.compute)
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         shape = [0, self._squares, self._square, self._squares, self._square, self._hidden]
         x = op.ReduceMean(op.Reshape(x, shape), [2, 4], keepdims=0)
         x = self.mm_soft_emb_norm(op, op.Reshape(x, [-1, self._hidden]))
-        return op.MatMul(x, self._dense.cast(op, self.mm_input_projection_weight))
+        return op.MatMul(x, self.mm_input_projection_weight)
 
 
 class _Visual(nn.Module):

@@ -17,7 +17,7 @@ from onnxscript import nn
 
 from builders.decoder import build_decoder, common_config
 from builders.families.base import BuildLimits, FamilyGraphs, nested_names
-from builders.modules import Dense, Linear, Op, activate
+from builders.modules import Linear, Op, Weight, activate
 from builders.precision import Precision
 from builders.profiles import Profile, tile_profile
 from builders.siglip import SiglipTower
@@ -105,16 +105,16 @@ class _Visual(nn.Module):
         if config["vision_feature_select_strategy"] != "full":
             raise BundleError("vision_feature_select_strategy must be full")
         num_layers = layer if layer >= 0 else vision["num_hidden_layers"] + 1 + layer
-        self._dense, self._hidden = Dense(precision), config["text_config"]["hidden_size"]
+        self._hidden = config["text_config"]["hidden_size"]
         self.vision_tower = SiglipTower(
             "vision_tower", vision, precision, num_layers=num_layers, has_norm=False
         )
         self.multi_modal_projector = _Projector(config, precision)
-        self.image_newline = self._dense.weight([self._hidden])
+        self.image_newline = Weight([self._hidden], precision.compute)
 
     def forward(self, op: Op, feeds: dict[str, ir.Value]) -> ir.Value:
         x = self.multi_modal_projector(op, self.vision_tower(op, feeds["pixel_values"]))
-        newline = op.Unsqueeze(self._dense.cast(op, self.image_newline), [0])
+        newline = op.Unsqueeze(self.image_newline, [0])
         features = op.Concat(op.Reshape(x, [-1, self._hidden]), newline, axis=0)  # [T * N + 1, H]
         taps = op.Gather(features, feeds["pack_index"])  # [M, 4, H]
         return op.Squeeze(op.MatMul(op.Unsqueeze(feeds["pack_weight"], [1]), taps), [1])

@@ -18,7 +18,7 @@ from onnxscript import nn
 from builders.cross_attention import CrossAttentionConfig, build_cross_attention
 from builders.decoder import DecoderConfig, build_decoder, common_config
 from builders.families.base import BuildLimits, FamilyGraphs, nested_names
-from builders.modules import MLP, Dense, Embedding, LayerNorm, Linear, Op, constant
+from builders.modules import MLP, Embedding, LayerNorm, Linear, Op, Weight, constant
 from builders.precision import Precision
 from builders.profiles import Profile
 from builders.siglip import PatchEmbedding, attend
@@ -128,51 +128,38 @@ class MllamaGraphs(FamilyGraphs):
         return nested_names(path, is_tied=False)
 
 
-class _Gate(nn.Module):
-    """Anything whose share is the hyperbolic tangent of a number."""
-
-    def __init__(self, precision: Precision) -> None:
-        super().__init__()
-        self._dense = Dense(precision)
-
-    def _share(self, op: Op, gate: ir.Value) -> ir.Value:
-        return op.Tanh(self._dense.cast(op, gate))
-
-
-class _TileEmbedding(_Gate):
+class _TileEmbedding(nn.Module):
     """One vector per tile of a picture, by the picture's aspect ratio."""
 
     def __init__(self, config: Mapping[str, Any], precision: Precision) -> None:
-        super().__init__(precision)
+        super().__init__()
         self._shape = [-1, config["max_num_tiles"], 1, config["hidden_size"]]
         size = config["max_num_tiles"] * config["hidden_size"]
         self.embedding = Embedding(precision, _num_ratios(config) + 1, size)
-        self.gate = self._dense.weight([1])
+        self.gate = Weight([1], precision.compute)
 
     def forward(self, op: Op, x: ir.Value, ratio_ids: ir.Value) -> ir.Value:
         """X [P, T, N, H]."""
         embeds = op.Reshape(self.embedding(op, ratio_ids), self._shape)
-        return op.Add(x, op.Mul(embeds, self._share(op, self.gate)))
+        return op.Add(x, op.Mul(embeds, op.Tanh(self.gate)))
 
 
-class _PositionEmbedding(_Gate):
+class _PositionEmbedding(nn.Module):
     """One vector per token of a tile, and one per token of every tile by the picture's aspect ratio."""
 
     def __init__(self, config: Mapping[str, Any], precision: Precision) -> None:
-        super().__init__(precision)
+        super().__init__()
         num_tokens, hidden = num_tile_tokens(config), config["hidden_size"]
         self._shape = [-1, config["max_num_tiles"], num_tokens, hidden]
         size = config["max_num_tiles"] * num_tokens * hidden
-        self.gate = self._dense.weight([1])
-        self.embedding = self._dense.weight([num_tokens, hidden])
+        self.gate = Weight([1], precision.compute)
+        self.embedding = Weight([num_tokens, hidden], precision.compute)
         self.tile_embedding = Embedding(precision, _num_ratios(config) + 1, size)
 
     def forward(self, op: Op, x: ir.Value, ratio_ids: ir.Value) -> ir.Value:
         """X [P, T, N, H]."""
-        share = self._share(op, self.gate)
-        positions = op.Mul(
-            op.Sub(op.CastLike(1.0, share), share), self._dense.cast(op, self.embedding)
-        )
+        share = op.Tanh(self.gate)
+        positions = op.Mul(op.Sub(op.CastLike(1.0, share), share), self.embedding)
         tiles = op.Reshape(self.tile_embedding(op, ratio_ids), self._shape)
         return op.Add(op.Add(x, positions), op.Mul(share, tiles))
 
@@ -190,9 +177,9 @@ class _Attention(nn.Module):
         return self.o_proj(op, attend(op, parts, self._heads, self._hidden, mask))
 
 
-class _Layer(_Gate):
+class _Layer(nn.Module):
     def __init__(self, config: Mapping[str, Any], precision: Precision, *, is_gated: bool) -> None:
-        super().__init__(precision)
+        super().__init__()
         hidden, epsilon = config["hidden_size"], config["norm_eps"]
         self.input_layernorm = LayerNorm(precision, hidden, epsilon)
         self.post_attention_layernorm = LayerNorm(precision, hidden, epsilon)
@@ -202,13 +189,14 @@ class _Layer(_Gate):
         )
         self._is_gated = is_gated
         if is_gated:
-            self.gate_attn, self.gate_ffn = self._dense.weight([1]), self._dense.weight([1])
+            self.gate_attn = Weight([1], precision.compute)
+            self.gate_ffn = Weight([1], precision.compute)
 
     def forward(self, op: Op, x: ir.Value, mask: ir.Value) -> ir.Value:
         y = self.self_attn(op, self.input_layernorm(op, x), mask)
-        x = op.Add(x, op.Mul(self._share(op, self.gate_attn), y) if self._is_gated else y)
+        x = op.Add(x, op.Mul(op.Tanh(self.gate_attn), y) if self._is_gated else y)
         y = self.mlp(op, self.post_attention_layernorm(op, x))
-        return op.Add(x, op.Mul(self._share(op, self.gate_ffn), y) if self._is_gated else y)
+        return op.Add(x, op.Mul(op.Tanh(self.gate_ffn), y) if self._is_gated else y)
 
 
 class _Encoder(nn.Module):
@@ -238,11 +226,10 @@ class _Tower(nn.Module):
     def __init__(self, config: Mapping[str, Any], precision: Precision) -> None:
         super().__init__("vision_model")
         self._config, hidden = config, config["hidden_size"]
-        self._dense = Dense(precision)
         self._num_tokens = num_tile_tokens(config)
         self._num_padded = -(-self._num_tokens // _TILE_MULTIPLE) * _TILE_MULTIPLE
         self.patch_embedding = PatchEmbedding(config, precision, bias=False)
-        self.class_embedding = self._dense.weight([hidden])
+        self.class_embedding = Weight([hidden], precision.compute)
         self.gated_positional_embedding = _PositionEmbedding(config, precision)
         self.pre_tile_positional_embedding = _TileEmbedding(config, precision)
         self.post_tile_positional_embedding = _TileEmbedding(config, precision)
@@ -264,7 +251,7 @@ class _Tower(nn.Module):
         x = op.Reshape(x, [-1, tiles, self._num_tokens - 1, hidden])
         x = self.pre_tile_positional_embedding(op, x, ratio_ids)
         one_each = op.Concat(op.Shape(x, start=0, end=2), [1, hidden], axis=0)
-        classes = op.Expand(self._dense.cast(op, self.class_embedding), one_each)
+        classes = op.Expand(self.class_embedding, one_each)
         x = op.Concat(classes, x, axis=2)
         x = self.layernorm_pre(op, self.gated_positional_embedding(op, x, ratio_ids))
         x = op.Pad(x, [0, 0, 0, 0, 0, 0, self._num_padded - self._num_tokens, 0])

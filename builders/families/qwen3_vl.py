@@ -18,7 +18,7 @@ from onnxscript import nn
 from builders.decoder import DecoderConfig
 from builders.families.base import BuildLimits
 from builders.families.qwen2_vl import Qwen2VLGraphs
-from builders.modules import MLP, Dense, LayerNorm, Linear, Op
+from builders.modules import MLP, LayerNorm, Linear, Op, Weight
 from builders.patch_tower import (
     NORM_EPSILON,
     Groups,
@@ -97,11 +97,10 @@ class _PositionTable(nn.Module):
 
     def __init__(self, precision: Precision, num_positions: int, hidden_size: int) -> None:
         super().__init__()
-        self._dense = Dense(precision)
-        self.weight = self._dense.weight([num_positions, hidden_size])
+        self.weight = Weight([num_positions, hidden_size], precision.compute)
 
     def forward(self, op: Op, index: ir.Value, weight: ir.Value) -> ir.Value:
-        taps = self._dense.cast(op, op.Gather(self.weight, index))  # [N, 4, H]
+        taps = op.Gather(self.weight, index)  # [N, 4, H]
         return op.Squeeze(op.MatMul(op.Unsqueeze(weight, [1]), taps), [1])
 
 

@@ -30,7 +30,6 @@ class OrtRuntime(EngineRuntime):
         path: the ONNX file.
         num_threads: threads of one operator; None for one per core.
         keep_memory: whether the memory of one run is kept for the next, or given back.
-        weights_dir: where the weights of a linked graph lie; None when they are beside the graph.
         turns: taken to compute, and closed in the end; None to compute at any time.
     """
 
@@ -41,7 +40,6 @@ class OrtRuntime(EngineRuntime):
         *,
         num_threads: int | None = None,
         keep_memory: bool = True,
-        weights_dir: Path | None = None,
         turns: Turns | None = None,
     ) -> None:
         super().__init__(spec)
@@ -55,17 +53,11 @@ class OrtRuntime(EngineRuntime):
         # Threads that spin while they wait take the core from the other stages: decoding one row
         # took 105 ms without and 169 ms with it, two cores shared by three processes.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        model: str | bytes = str(path)
-        if weights_dir is not None:
-            model = path.read_bytes()
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(weights_dir)
-            )
         weights = path.with_name(f"{path.name}.data")
         mapped_before = _mappings(weights)  # other sessions'
         try:
             self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
+                str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise BundleError(f"{path} does not load ({error}); rebuild the model") from error
