@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +20,7 @@ from builders.graph import declare_inputs, declare_outputs, new_graph, to_model,
 from builders.modules import Linear, fill_weights
 from builders.options import BuildOptions
 from builders.pipeline import build
-from builders.precision import PRECISIONS, Precision
+from builders.precision import Precision
 from builders.profiles import cross_profile, decoder_profiles
 from builders.source import open_source
 from builders.trt_engine import engine_from_onnx
@@ -43,27 +44,25 @@ VISION_PROFILE = {
 MAX_SEQS, MAX_CHUNK = 4, 32
 FAMILIES = list({shape.model_type: shape.name for shape in reversed(SHAPES.values())}.values())
 GRAPHS = [
-    (family, name)
+    (family, name, precision)
     for family in FAMILIES
-    for name in ("vision_encoder", "decoder")
+    for name, precisions in (
+        ("vision_encoder", ["bf16", "fp16"]),  # whose weights are never quantized
+        ("decoder", ["bf16", "fp16", "int4"]),
+    )
+    for precision in precisions
     if name == "decoder" or SHAPES[family].sees_images
 ]
 
 
 @pytest.fixture(scope="module")
-def linked_graph(tied, tmp_path_factory):
-    """From graph name and dtype to (path, spec), weights left in the checkpoint.
+def written_graph(tied, tmp_path_factory):
+    """From graph name, precision and, if not the usual one, a checkpoint to (path, spec)."""
 
-    A whole precision in place of the dtype may say otherwise; so may another checkpoint.
-    """
-
-    def make(name, compute, checkpoint=tied.checkpoint):
+    @cache
+    def make(name, precision, checkpoint=tied.checkpoint):
         source = open_source(str(checkpoint))
         graphs = family_graphs(source.config["model_type"])(source.config)
-        if isinstance(compute, Precision):
-            precision = compute
-        else:
-            precision = Precision(compute=compute, linked=ir.DataType.BFLOAT16)
         limits = BuildLimits(max_model_len=128, max_images=2)
         if name == "decoder":
             model, spec = graphs.decoder(precision, limits)
@@ -73,56 +72,41 @@ def linked_graph(tied, tmp_path_factory):
             model, spec = graphs.vision_encoder(precision)
         use_packed(model.graph, graphs.checkpoint_names, source.packed)
         fill_weights(model.graph, source.checkpoint, graphs.checkpoint_names)
-        path = tmp_path_factory.mktemp("linked") / f"{name}.onnx"
+        path = tmp_path_factory.mktemp("written") / f"{name}.onnx"
         write_graph(model, path)
         return path, spec
 
     return make
 
 
-@pytest.mark.parametrize("name", ["vision_encoder", "decoder"])
-@pytest.mark.parametrize(
-    ("compute", "gpu"),
-    [
-        (ir.DataType.FLOAT16, "SM89"),
-        (ir.DataType.FLOAT16, "SM120"),
-        (ir.DataType.BFLOAT16, "SM89"),
-    ],
-)
-def test_linked_graph_becomes_an_engine_with_every_tensor_of_its_contract(
-    tied, linked_graph, name, compute, gpu
+@pytest.mark.parametrize("gpu", ["sm80", "sm89", "sm120"])
+@pytest.mark.parametrize(("family", "name", "precision"), GRAPHS)
+def test_graphs_of_every_family_become_engines_for_every_gpu(
+    tiny_models, written_graph, family, name, precision, gpu
 ):
-    path, spec = linked_graph(name, compute)
-    profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK, 128) if name == "decoder" else [VISION_PROFILE]
-    engine = engine_from_onnx(path, spec, profiles, gpu=gpu, weights_dir=tied.checkpoint)
-    assert len(engine) > 100_000
-    names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
-    assert [n for n in names if n.encode() not in engine] == []
-
-
-@pytest.mark.parametrize(("family", "name"), GRAPHS)
-def test_graphs_of_every_family_become_engines(tiny_models, linked_graph, family, name):
     checkpoint = tiny_models(family).checkpoint
-    path, spec = linked_graph(name, ir.DataType.BFLOAT16, checkpoint)
+    path, spec = written_graph(name, Precision.for_gpu(precision), checkpoint)
     profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK, 128) if name == "decoder" else [VISION_PROFILE]
-    engine = engine_from_onnx(path, spec, profiles, gpu="SM89", weights_dir=checkpoint)
-    names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
-    assert [n for n in names if n.encode() not in engine] == []
-
-
-def test_graph_that_fills_the_images_of_a_row_becomes_an_engine(tiny_models, linked_graph):
-    checkpoint = tiny_models("tiny-mllama").checkpoint
-    path, spec = linked_graph("cross_attention", ir.DataType.BFLOAT16, checkpoint)
-    profile = cross_profile(spec)
-    engine = engine_from_onnx(path, spec, [profile], gpu="SM89", weights_dir=checkpoint)
+    engine = engine_from_onnx(path, spec, profiles, gpu=gpu)
+    assert len(engine) > 50_000
     names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
     assert [n for n in names if n.encode() not in engine] == []
 
 
 @pytest.mark.parametrize("gpu", ["sm80", "sm89", "sm120"])
-@pytest.mark.parametrize("precision", PRECISIONS["tensorrt_rtx"])
-def test_every_precision_becomes_an_engine_for_every_gpu(linked_graph, precision, gpu):
-    path, spec = linked_graph("decoder", Precision.for_gpu(precision))
+def test_graph_that_fills_the_images_of_a_row_becomes_an_engine(tiny_models, written_graph, gpu):
+    checkpoint = tiny_models("tiny-mllama").checkpoint
+    path, spec = written_graph("cross_attention", Precision.for_gpu("bf16"), checkpoint)
+    profile = cross_profile(spec)
+    engine = engine_from_onnx(path, spec, [profile], gpu=gpu)
+    names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
+    assert [n for n in names if n.encode() not in engine] == []
+
+
+@pytest.mark.parametrize("gpu", ["sm80", "sm89", "sm120"])
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_weights_of_8_bits_become_an_engine_for_every_gpu(written_graph, precision, gpu):
+    path, spec = written_graph("decoder", Precision.for_gpu(precision))
     profiles = decoder_profiles(MAX_SEQS, MAX_CHUNK, 128)
     if (precision, gpu) == ("fp8", "sm80"):  # which the options refuse before anything is built
         with pytest.raises(BundleError, match="fp8_e4m3"):
@@ -190,20 +174,20 @@ def test_a_gpu_without_8_bit_floats_is_refused_before_anything_is_built():
 
 
 @pytest.mark.parametrize("packing", ["gptq", "compressed-tensors"])
-def test_symmetric_quantized_checkpoint_becomes_an_engine(tied, linked_graph, tmp_path, packing):
+def test_symmetric_quantized_checkpoint_becomes_an_engine(tied, written_graph, tmp_path, packing):
     checkpoint, _ = pack_checkpoint(tied.checkpoint, tmp_path, PACKINGS[packing])
-    path, spec = linked_graph("decoder", Precision.for_gpu("bf16"), checkpoint)
+    path, spec = written_graph("decoder", Precision.for_gpu("bf16"), checkpoint)
     engine = engine_from_onnx(path, spec, decoder_profiles(MAX_SEQS, MAX_CHUNK, 128), gpu="SM89")
     names = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
     assert [n for n in names if n.encode() not in engine] == []
 
 
 def test_zero_points_of_a_quantized_checkpoint_are_refused_with_the_reason(
-    tied, linked_graph, tmp_path
+    tied, written_graph, tmp_path
 ):
     """The builder says so before, by config.json; this is what TensorRT says."""
     checkpoint, _ = pack_checkpoint(tied.checkpoint, tmp_path, PACKINGS["awq"])
-    path, spec = linked_graph("decoder", Precision.for_gpu("bf16"), checkpoint)
+    path, spec = written_graph("decoder", Precision.for_gpu("bf16"), checkpoint)
     with pytest.raises(BundleError, match="Non-zero zero point is not supported"):
         engine_from_onnx(path, spec, decoder_profiles(MAX_SEQS, MAX_CHUNK, 128), gpu="SM89")
 
@@ -291,26 +275,24 @@ def test_an_input_that_tensorrt_drops_is_an_error(tmp_path):
         engine_from_onnx(tmp_path / "dropped.onnx", spec, [profile], gpu="SM89")
 
 
-def test_a_graph_that_tensorrt_refuses_is_an_error_with_its_reason(tied, linked_graph):
+def test_a_graph_that_tensorrt_refuses_is_an_error_with_its_reason(written_graph):
     """fp32 has no fused attention."""
-    path, spec = linked_graph("decoder", ir.DataType.FLOAT)
+    path, spec = written_graph("decoder", Precision(compute=ir.DataType.FLOAT))
     with pytest.raises(BundleError, match="dedicated kernel"):
-        engine_from_onnx(
-            path, spec, decoder_profiles(1, 8, 128), gpu="SM89", weights_dir=tied.checkpoint
-        )
+        engine_from_onnx(path, spec, decoder_profiles(1, 8, 128), gpu="SM89")
 
 
 @pytest.mark.parametrize("weight_bits", [8, 4])
-def test_weights_quantized_for_the_cpu_are_refused_with_the_reason(linked_graph, weight_bits):
+def test_weights_quantized_for_the_cpu_are_refused_with_the_reason(written_graph, weight_bits):
     """Their scales carry a sign, which ONNX Runtime reads and TensorRT does not."""
     precision = Precision(compute=ir.DataType.FLOAT16, weight_bits=weight_bits)
-    path, spec = linked_graph("decoder", precision)
+    path, spec = written_graph("decoder", precision)
     with pytest.raises(BundleError, match="Scale coefficients must all be positive"):
         engine_from_onnx(path, spec, decoder_profiles(1, 8, 128), gpu="SM89")
 
 
-def test_a_contract_that_the_file_does_not_fulfil_is_an_error(tied, linked_graph):
-    path, spec = linked_graph("vision_encoder", ir.DataType.FLOAT16)
+def test_a_contract_that_the_file_does_not_fulfil_is_an_error(written_graph):
+    path, spec = written_graph("vision_encoder", Precision.for_gpu("fp16"))
     renamed = (dataclasses.replace(spec.outputs[0], name="embeddings"),)
     with pytest.raises(BundleError, match="embeddings"):
         engine_from_onnx(
@@ -318,11 +300,10 @@ def test_a_contract_that_the_file_does_not_fulfil_is_an_error(tied, linked_graph
             dataclasses.replace(spec, outputs=renamed),
             [VISION_PROFILE],
             gpu="SM89",
-            weights_dir=tied.checkpoint,
         )
 
 
-def test_an_unknown_gpu_is_an_error(tied, linked_graph):
-    path, spec = linked_graph("vision_encoder", ir.DataType.FLOAT16)
+def test_an_unknown_gpu_is_an_error(written_graph):
+    path, spec = written_graph("vision_encoder", Precision.for_gpu("fp16"))
     with pytest.raises(BundleError, match="SM90"):
-        engine_from_onnx(path, spec, [VISION_PROFILE], gpu="SM90", weights_dir=tied.checkpoint)
+        engine_from_onnx(path, spec, [VISION_PROFILE], gpu="SM90")
