@@ -44,6 +44,7 @@ _TOKENS = (
     TensorSpec(names.PROMPT_TOKEN_IDS, "int64", ("num_tokens",)),
     TensorSpec(names.IMAGE_INDEX, "int64", ("num_tokens",)),
     TensorSpec(names.POSITION_IDS, "int64", ("axes", "num_tokens")),
+    TensorSpec(names.IMAGE_LENGTHS, "int64", ("num_images",)),
 )
 
 
@@ -88,9 +89,9 @@ __all__ = ["TritonPythonModel"]
 
 def _ensemble(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> str:
     name = manifest.name
-    tokens = [tensor.name for tensor in _tokens(manifest)]
+    tokens = [*(tensor.name for tensor in _tokens(manifest)), names.IMAGE_HASHES]
     embeds = [tensor.name for tensor in _embeds(manifest)]
-    images = [*(tensor.name for tensor in encoder_tensors), names.IMAGE_HASHES] if embeds else []
+    images = [tensor.name for tensor in encoder_tensors]
     steps = [
         _step(name + names.PREPROCESS_SUFFIX, [names.PROMPT, names.IMAGES], [*tokens, *images]),
         _step(
@@ -100,7 +101,8 @@ def _ensemble(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> st
         ),
     ]
     if embeds:
-        steps.insert(1, _step(name + names.ENCODER_SUFFIX, images, embeds))
+        inputs = [*images, names.IMAGE_HASHES]
+        steps.insert(1, _step(name + names.ENCODER_SUFFIX, inputs, embeds))
     return (
         f'name: "{name}"\nplatform: "ensemble"\nmax_batch_size: 0\n'
         + _tensors("input", (*_REQUEST, _SAMPLING))
@@ -157,7 +159,7 @@ def _decoder(manifest: Manifest) -> str:
         "max_cuda_graphs": str(config.max_cuda_graphs),
     }
     embeds = map(_with_batch_axis, _embeds(manifest))
-    inputs = (*_tokens(manifest), *embeds, _SAMPLING, _CANCEL)
+    inputs = (*_tokens(manifest), _HASHES, *embeds, _SAMPLING, _CANCEL)
     return (
         _python_model(manifest.name + names.DECODER_SUFFIX)
         + _ONE_INSTANCE
@@ -172,6 +174,7 @@ def _decoder(manifest: Manifest) -> str:
                 "max_num_batched_tokens": str(config.max_num_batched_tokens),
                 "max_waiting": str(config.max_waiting),
                 "num_threads": str(config.num_threads),
+                "prefix_cache": json.dumps(config.prefix_cache),
                 **({} if manifest.engine == "onnxruntime" else on_gpu),
             }
         )

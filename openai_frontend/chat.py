@@ -27,7 +27,7 @@ from openai_frontend.protocol import (
 )
 from openai_frontend.record import RequestRecord
 from openai_frontend.responses import Answer, ChatAnswer, Choice, CompletionAnswer
-from openai_frontend.sampling import sampling_of
+from openai_frontend.sampling import cache_salt_of, sampling_of
 from openai_frontend.settings import Settings
 from openai_frontend.structured_output import grammar_of
 from openai_frontend.token_estimate import estimate_output_tokens, estimate_prompt_tokens
@@ -216,6 +216,8 @@ class ChatService:
         record: RequestRecord,
     ) -> Generation:
         sampling = sampling_of(request, self._settings.max_n)
+        if (salt := cache_salt_of(request, record.api_key)) is not None:
+            sampling["cache_salt"] = salt
         grammar_param = None
         if (grammar := grammar_of(request)) is not None:
             grammar_param, sampling["grammar"] = grammar
@@ -299,6 +301,7 @@ class _Tally:
             usage = self.usage()
             self.record.prompt_tokens = usage.prompt_tokens
             self.record.completion_tokens = usage.completion_tokens
+            self.record.cached_tokens = usage.cached_tokens
             self.record.num_choices = len(self._usages)
 
     def check_complete(self) -> None:

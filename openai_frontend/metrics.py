@@ -41,6 +41,11 @@ class Metrics:
         self._generation_tokens = Counter(
             _PREFIX + "generation_tokens", "Generated tokens.", registry=registry
         )
+        self._prefix_cache_hits = Counter(
+            _PREFIX + "prefix_cache_hits",
+            "Prompt tokens that were in the KV cache of an earlier request.",
+            registry=registry,
+        )
         self._time_to_first_token = histogram(
             "time_to_first_token_seconds",
             "From the arrival of the request to its first token.",
@@ -74,6 +79,7 @@ class Metrics:
         self._latency.observe(record.elapsed_s)
         self._prompt_tokens.inc(record.prompt_tokens)
         self._generation_tokens.inc(record.completion_tokens)
+        self._prefix_cache_hits.inc(record.cached_tokens)
         if record.time_to_first_token_s is not None:
             self._time_to_first_token.observe(record.time_to_first_token_s)
         if record.time_per_output_token_s is not None:

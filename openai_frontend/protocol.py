@@ -191,6 +191,7 @@ class GenerationFields(Fields):
     ebnf: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    cache_salt: str | None = Field(None, min_length=1, max_length=512)
     user: str | None = Field(None, max_length=512)
     safety_identifier: str | None = Field(None, max_length=512)
 

@@ -35,6 +35,7 @@ class RequestRecord:
         model: model asked for, once it is known to exist.
         prompt_tokens: of the request, counted once for all choices.
         completion_tokens: of all choices.
+        cached_tokens: those of the prompt tokens that were in the KV cache.
         num_choices: choices that ended.
         num_prompt_tokens_estimated: of the prompt, before it was tokenized.
         num_reserved_tokens: taken from the quota of the key until the end.
@@ -49,6 +50,7 @@ class RequestRecord:
     model: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     num_choices: int = 1
     num_prompt_tokens_estimated: int = 0
     num_reserved_tokens: int = 0

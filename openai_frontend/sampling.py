@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
 from typing import Any
 
+from openai_frontend.api_keys import ApiKey
 from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest, GenerationFields
 from python_backend.errors import InvalidRequestError
 
@@ -47,6 +49,18 @@ def sampling_of(request: GenerationFields, max_n: int) -> dict[str, Any]:
     if num_logprobs is not None:
         sampling["logprobs"] = num_logprobs
     return sampling
+
+
+def cache_salt_of(request: GenerationFields, api_key: ApiKey | None) -> str | None:
+    """What the decoder tells requests apart by that may share its cache; None: any without a salt.
+
+    Callers with different keys never share, so that nobody can tell by the time what another has asked. The
+    decoder sees neither the key nor its hash.
+    """
+    if api_key is None and request.cache_salt is None:
+        return None
+    key = b"" if api_key is None else api_key.digest
+    return hmac.digest(key, (request.cache_salt or "").encode(), "sha256").hex()
 
 
 def _max_tokens(request: GenerationFields) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from python_backend.errors import BundleError
 
@@ -21,6 +22,7 @@ class EngineConfig:
         max_encoder_patches: vision patches of several waiting requests that go through one call.
         max_cuda_graphs: sizes of decode steps that a GPU replays instead of launching their kernels one by
             one; 0 for none.
+        prefix_cache: whether rows of the KV cache keep what they hold for prompts that begin alike.
     """
 
     max_num_seqs: int = 16
@@ -30,6 +32,7 @@ class EngineConfig:
     encoder_cache_bytes: int = 256 * 2**20
     max_encoder_patches: int = 1024
     max_cuda_graphs: int = 64
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         for name in (
@@ -49,15 +52,22 @@ class EngineConfig:
         """The config in the `parameters` of a config.pbtxt; other keys are not looked at.
 
         Raises:
-            BundleError: a value is not an integer in range.
+            BundleError: a value is not an integer in range, or not true or false.
         """
-        values = {}
-        for name in (field.name for field in fields(cls)):
-            if name in parameters:
-                try:
-                    values[name] = int(parameters[name])
-                except ValueError:
-                    raise BundleError(
-                        f"parameter {name} is {parameters[name]!r}; it must be an integer"
-                    ) from None
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name in parameters:
+                is_bool = isinstance(field.default, bool)
+                values[field.name] = _read(field.name, parameters[field.name], is_bool)
         return cls(**values)
+
+
+def _read(name: str, text: str, is_bool: bool) -> int | bool:
+    if is_bool:
+        if text not in ("true", "false"):
+            raise BundleError(f"parameter {name} is {text!r}; it must be true or false")
+        return text == "true"
+    try:
+        return int(text)
+    except ValueError:
+        raise BundleError(f"parameter {name} is {text!r}; it must be an integer") from None

@@ -11,6 +11,7 @@ from python_backend.arrays import Array
 from python_backend.detokenizer import Detokenizer
 from python_backend.errors import InvalidRequestError
 from python_backend.model_runner import ModelRunner
+from python_backend.prompt_key import PromptKey
 from python_backend.request import GenerationRequest, RequestFailure, RequestOutput, Usage
 from python_backend.sampler import Sampler
 from python_backend.sampler_state import SampledToken, SamplerState
@@ -50,6 +51,7 @@ class Engine:
         runner: computes it.
         token_text: the model's tokens as text.
         eos_token_ids: tokens that end an answer.
+        prefix_cache: whether prompts take over what rows hold of earlier ones that begin alike.
     """
 
     def __init__(
@@ -58,11 +60,14 @@ class Engine:
         runner: ModelRunner,
         token_text: TokenText,
         eos_token_ids: Iterable[int],
+        *,
+        prefix_cache: bool = True,
     ) -> None:
         self.scheduler = scheduler
         self._runner = runner
         self._token_text = token_text
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._prefix_cache = prefix_cache
         self._sampler = Sampler()
         self._plan: StepPlan | None = None
         self._states: dict[Choice, _ChoiceState] = {}
@@ -92,6 +97,7 @@ class Engine:
             self._stop_token_ids(params),
             params.n,
             image_ranges(prompt.image_index) if self._runner.takes_whole_images else (),
+            PromptKey(prompt, params.cache_salt) if self._prefix_cache else None,
         )
         states = [self._new_state(request, choice) for choice in scheduled.choices]
         self.scheduler.add_request(scheduled)
@@ -127,9 +133,10 @@ class Engine:
         """Drop the requests of a step that raised; their ids."""
         if self._plan is None:
             return []
-        requests = [self._plan.request, *(choice.request for choice in self._plan.choices)]
-        request_ids = dict.fromkeys(r.request_id for r in requests if r is not None)
-        return [request_id for request_id in request_ids if self.abort(request_id)]
+        requests = self.scheduler.abort_step(self._plan)
+        for request in requests:
+            self._forget(request)
+        return [request.request_id for request in requests]
 
     def step(self) -> list[RequestOutput | RequestFailure]:
         """Compute one chunk of a prompt, or one token of every running choice; what is new of it.
@@ -224,6 +231,7 @@ class Engine:
             request.num_prompt_tokens,
             choice.num_output_tokens,
             self._requests[request.request_id].num_image_tokens,
+            request.num_cached_tokens,
         )
 
     def _forget(self, request: Request) -> None:

@@ -7,6 +7,8 @@ Dimension letters: R rows (slots), K key-value heads, C capacity in tokens, D he
     0..n-1, ...                                                        so a decode step binds one
     prefix view
 
+Which row holds what is told in `prefix_cache`.
+
 Where a decoder attends to images by cross-attention, a row also has arrays of its request's images, which are
 filled once and then only read. Of these a step binds the rows up to the last that has images.
 """
@@ -83,13 +85,28 @@ class KVCache:
         """Say how many positions of images a new request in `row` has; whoever calls fills them."""
         self._cross_lengths[row] = length
 
-    def copy_row(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy the first `num_tokens` positions of a row over another, and all of its images."""
+    def copy_row(self, source: int, target: int, num_tokens: int, num_back: int = 0) -> None:
+        """Copy the first `num_tokens` positions of a row over another, and all of its images.
+
+        If `num_back` is not 0, so many positions of `target`, and all of its images, go to `source` in
+        exchange.
+        """
         for array in self._arrays.values():
-            array[target, :, :num_tokens] = array[source, :, :num_tokens]
-        length = self._cross_lengths[target] = self._cross_lengths[source]
+            _copy(array, source, target, num_tokens, num_back)
+        length = int(self._cross_lengths[source])
+        back = int(self._cross_lengths[target]) if num_back else 0
         for array in self._cross_arrays.values():
-            array[target, :, :length] = array[source, :, :length]
+            _copy(array, source, target, length, back)
+        self._cross_lengths[target] = length
+        if num_back:
+            self._cross_lengths[source] = back
+
+
+def _copy(array: Any, source: int, target: int, num_positions: int, num_back: int) -> None:
+    back = array[target, :, :num_back].copy() if num_back else None
+    array[target, :, :num_positions] = array[source, :, :num_positions]
+    if back is not None:
+        array[source, :, :num_back] = back
 
 
 def _arrays(

@@ -84,7 +84,13 @@ def load_engine(model: ModelFolder, config: EngineConfig) -> Engine:
         load_cross_attention(model, config),
     )
     tokenizer = Tokenizer.from_file(str(model.processor_dir / "tokenizer.json"))
-    return Engine(scheduler, runner, TokenText(tokenizer), manifest.eos_token_ids)
+    return Engine(
+        scheduler,
+        runner,
+        TokenText(tokenizer),
+        manifest.eos_token_ids,
+        prefix_cache=config.prefix_cache,
+    )
 
 
 def load_grammars(model: ModelFolder) -> GrammarCompiler:

@@ -100,6 +100,13 @@ class ModelRunner:
                     f"{lowest} to {end - 1}",
                     param=name,
                 )
+        lengths = [image.num_tokens for image in prompt.images]
+        if min(lengths, default=1) < 1 or sum(lengths) != prompt.num_image_tokens:
+            raise InvalidRequestError(
+                f"{names.IMAGE_LENGTHS} is {lengths}; the prompt has {prompt.num_image_tokens} image tokens, "
+                "and each image has at least one of them",
+                param=names.IMAGE_LENGTHS,
+            )
 
     def add(self, request: GenerationRequest) -> None:
         """Take the tensors of a request that passed `check`."""
@@ -119,7 +126,7 @@ class ModelRunner:
         Valid until the next run.
         """
         for copy in plan.copies:
-            self._cache.copy_row(copy.source, copy.target, copy.num_tokens)
+            self._cache.copy_row(copy.source, copy.target, copy.num_tokens, copy.num_back)
         if plan.kind == "decode":
             return self._decode(plan.choices)
         logits = self._prefill(plan)
@@ -130,10 +137,10 @@ class ModelRunner:
         assert plan.request is not None
         request, slot = self._requests[plan.request.request_id], plan.slot
         start, stop = plan.start, plan.start + plan.num_scheduled_tokens
-        prompt, embeds = request.prompt, request.image_embeds
-        assert embeds is not None  # the prompt is computed once
-        if start == 0:
-            embeds = request.image_embeds = self.array_module.asarray(embeds)
+        prompt = request.prompt
+        assert request.image_embeds is not None  # the prompt is computed once
+        # Moved by the first chunk only.
+        embeds = request.image_embeds = self.array_module.asarray(request.image_embeds)
         feeds = {
             "input_ids": prompt.token_ids[None, start:stop],
             "position_ids": self._positions(prompt.position_ids[:, None, start:stop]),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from python_backend.chat_template import Conversation
 from python_backend.errors import InvalidImageError, InvalidRequestError, PromptTooLongError
 from python_backend.families import load_family
-from python_backend.families.base import Detail, PreparedImage, PreparedPrompt
+from python_backend.families.base import Detail, PreparedImage, PreparedPrompt, PromptImage
 from python_backend.image import ImageLimits, decode_image, image_hash, image_size
 from python_backend.manifest import ModelFolder
 
@@ -25,12 +25,15 @@ class PreparedRequest:
     Attributes:
         prompt: for the decoder.
         images: for the encoder.
-        image_hashes: one per image.
     """
 
     prompt: PreparedPrompt
     images: Sequence[PreparedImage]
-    image_hashes: Sequence[str]
+
+    @property
+    def image_hashes(self) -> list[str]:
+        """One per image."""
+        return [image.image_hash for image in self.prompt.images]
 
 
 class Preprocessor:
@@ -93,7 +96,9 @@ class Preprocessor:
             self._check_length(sum(image.num_tokens for image in prepared), len(prepared))
         result = self.family.prepare(conversation, prepared)
         self._check_length(len(result.token_ids), len(prepared))
-        return PreparedRequest(result, prepared, hashes)
+        pairs = zip(hashes, prepared, strict=True)
+        named = [PromptImage(image_hash, image.num_tokens) for image_hash, image in pairs]
+        return PreparedRequest(replace(result, images=named), prepared)
 
     def _check_length(self, num_tokens: int, num_images: int) -> None:
         """Refuse a prompt before the encoder works for it."""

@@ -47,7 +47,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     image_tokens: int
-    cached_tokens: int = 0
+    cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ class SamplingParams:
         logprobs: most likely alternatives to report per token; 0: the chosen token only; None: no
             log probabilities.
         grammar: what each answer must match, from its first token to its end.
+        cache_salt: prompts take over what is in the KV cache from prompts with the same salt only.
 
     Raises:
         InvalidRequestError: a value is outside its limits; `param` names the field.
@@ -109,6 +110,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     logprobs: int | None = None
     grammar: Grammar | None = None
+    cache_salt: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
@@ -140,6 +142,10 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"{name} cannot be combined with a grammar, which says itself where an answer ends",
                 param=name,
+            )
+        if self.cache_salt == "":
+            raise InvalidRequestError(
+                "cache_salt is empty; it must be at least one character", param="cache_salt"
             )
         self._check_collections()
 
@@ -363,4 +369,5 @@ _READERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "logit_bias": _read_logit_bias,
     "logprobs": _read_int,
     "grammar": _read_grammar,
+    "cache_salt": _read_str,
 }

@@ -8,10 +8,10 @@ prompt.
 A running choice holds one slot, a row of the KV cache. Slots are kept compact:
 
     slot  0 .. n-1   running choices, in no particular order
-    slot  n          the request whose prompt is being computed, if any
-    rest             free
+    rest             free, but for the one in which a prompt is computed, if any
 
-A decode step therefore covers a prefix of the rows, and whoever leaves is replaced by the last one.
+A decode step therefore covers a prefix of the rows, and whoever leaves changes places with the last one. What
+free rows hold is kept for prompts that begin alike: see `prefix_cache`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import Literal
 
 from python_backend.errors import InvalidRequestError, OverloadedError, PromptTooLongError
+from python_backend.prefix_cache import Key, PrefixCache, RowCopy
 
 
 class FinishReason(StrEnum):
@@ -41,20 +42,25 @@ class Choice:
         request: whose answer it is.
         index: 0 to n - 1.
         slot: its cache row, None unless running.
-        num_output_tokens: tokens sampled so far; the last one is not in the cache yet.
+        output_token_ids: tokens sampled so far; the last one is not in the cache yet.
         finish_reason: None while it runs.
     """
 
     request: Request
     index: int
     slot: int | None = None
-    num_output_tokens: int = 0
+    output_token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.output_token_ids)
 
     @property
     def num_computed_tokens(self) -> int:
         """Tokens whose keys and values are in the cache."""
-        return self.request.num_prompt_tokens + max(self.num_output_tokens - 1, 0)
+        return self.request.num_computed_tokens + max(self.num_output_tokens - 1, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +75,8 @@ class Request:
         num_choices: answers to generate.
         whole_ranges: parts of the prompt, as (first token, token after the last), in order, that are
             computed in one step each even if that takes a longer chunk.
+        key: what its prompt is compared with others by; None shares nothing.
+        num_cached_tokens: prompt tokens that another request had computed.
         num_computed_tokens: prompt tokens in the cache so far.
         choices: the answers.
     """
@@ -79,6 +87,8 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     num_choices: int = 1
     whole_ranges: tuple[tuple[int, int], ...] = ()
+    key: Key | None = None
+    num_cached_tokens: int = 0
     num_computed_tokens: int = 0
     choices: list[Choice] = field(init=False)
 
@@ -99,14 +109,23 @@ class Request:
                 return first if first > start else after
         return end
 
+    def num_common_tokens(self, choice: Choice) -> int:
+        """How many of the prompt's first tokens can be taken from the row of `choice`.
 
-@dataclass(frozen=True, slots=True)
-class RowCopy:
-    """Copy the first `num_tokens` positions of cache row `source` to row `target`."""
-
-    source: int
-    target: int
-    num_tokens: int
+        One token at least is left to compute, because there would be no logits otherwise.
+        """
+        other = choice.request
+        if self.key is None or other.key is None:
+            return 0
+        num_tokens = min(
+            self.key.num_common(other.key, choice.output_token_ids),
+            choice.num_computed_tokens,
+            self.num_prompt_tokens - 1,
+        )
+        for first, after in self.whole_ranges:
+            if first < num_tokens < after:
+                return first
+        return num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +134,7 @@ class StepPlan:
 
     Attributes:
         kind: what is computed.
-        copies: cache rows to move first, in this order.
+        copies: cache rows to copy or exchange first, in this order.
         choices: whose next token is sampled from this step's logits: of a decode step all that run,
             in slot order; of a prompt's last chunk the request's choices; else none.
         request: the request whose prompt is computed, None in a decode step.
@@ -157,11 +176,11 @@ class Scheduler:
         self.max_waiting = max_waiting
         self._waiting: deque[Request] = deque()
         self._running: list[Choice] = []
+        self._rows: PrefixCache[Choice] = PrefixCache(max_num_seqs)
         self._prefilling: Request | None = None
         self._prefill_slot = 0
-        self._fresh: list[
-            Choice
-        ] = []  # prompt just computed in the prefill slot, no slot of their own
+        # Their prompt has just been computed in the prefill slot; they have no slots of their own yet.
+        self._fresh: list[Choice] = []
         self._last_kind: Literal["prefill", "decode"] = "decode"
 
     # --- what is there -------------------------------------------------------------------------
@@ -233,8 +252,21 @@ class Scheduler:
                     self._waiting.remove(request)
                 if request is self._prefilling:
                     self._prefilling = None
+                    self._release(self._prefill_slot)
                 return request
         return None
+
+    def abort_step(self, plan: StepPlan) -> list[Request]:
+        """Drop the requests of a step that raised: those it computes, and those whose rows it moves.
+
+        Any row may be half written now, so what free rows hold is given up.
+        """
+        slots = [slot for copy in plan.copies for slot in (copy.source, copy.target)]
+        choices = [*plan.choices, *(self._rows[slot] for slot in slots)]
+        requests = [plan.request, *(choice.request for choice in choices if choice is not None)]
+        aborted = [self.abort(r.request_id) for r in dict.fromkeys(requests) if r is not None]
+        self._rows.keep_only(lambda choice: choice.finish_reason is None)
+        return [request for request in aborted if request is not None]
 
     def finish(self, choice: Choice, reason: FinishReason) -> None:
         """End a choice; its slot is free at the next step."""
@@ -253,11 +285,10 @@ class Scheduler:
         """The next step; None when there is nothing to do.
 
         1. close the holes that finished choices left, give slots to choices whose prompt is done;
-        2. admit the first waiting request if its choices fit;
+        2. admit the first waiting request if its choices fit, with the tokens that are in the cache already;
         3. prefill and decode in turn.
         """
-        copies = self._compact()
-        self._admit()
+        copies = (*self._close_holes(), *self._place_fresh(), *self._admit())
         request = self._prefilling
         if request is not None and (not self._running or self._last_kind == "decode"):
             self._last_kind = "prefill"
@@ -274,41 +305,62 @@ class Scheduler:
         choices = tuple(request.choices) if end == request.num_prompt_tokens else ()
         return StepPlan("prefill", copies, choices, request, self._prefill_slot, start, end - start)
 
-    def _compact(self) -> tuple[RowCopy, ...]:
-        copies: list[RowCopy] = []
+    def _close_holes(self) -> list[RowCopy]:
+        for choice in self._running:
+            if choice.finish_reason is not None:
+                self._release(self._slot(choice))
         running = [choice for choice in self._running if choice.finish_reason is None]
-        num_running = len(running)
-        movers = [choice for choice in running if self._slot(choice) >= num_running]
-        holes = set(range(num_running)) - {self._slot(choice) for choice in running}
+        movers = [choice for choice in running if self._slot(choice) >= len(running)]
+        holes = set(range(len(running))) - {self._slot(choice) for choice in running}
+        copies = []
         for choice, hole in zip(movers, sorted(holes), strict=True):
-            copies.append(RowCopy(self._slot(choice), hole, choice.num_computed_tokens))
+            copies.append(self._rows.exchange(self._slot(choice), hole))
             choice.slot = hole
-        source = self._prefill_slot
-        for choice in self._fresh:
-            if choice.finish_reason is None:
-                choice.slot = len(running)
-                running.append(choice)
-                if choice.slot != source:
-                    copies.append(RowCopy(source, choice.slot, choice.request.num_prompt_tokens))
-        self._fresh = []
-        if self._prefilling is not None and source != len(running):
-            target = len(running)
-            copies.append(RowCopy(source, target, self._prefilling.num_computed_tokens))
-            self._prefill_slot = target
         self._running = sorted(running, key=self._slot)
-        return tuple(copies)
+        return copies
+
+    def _place_fresh(self) -> list[RowCopy]:
+        """The first choice takes the row of the prompt along, the others get copies of it."""
+        choices = [choice for choice in self._fresh if choice.finish_reason is None]
+        if self._fresh and not choices:
+            self._release(self._prefill_slot)
+        copies, source = [], self._prefill_slot
+        for choice in choices:
+            target = choice.slot = len(self._running)
+            if choice is not choices[0]:
+                copies.append(RowCopy(source, target, choice.request.num_prompt_tokens))
+            elif source != target:
+                copies.append(self._rows.exchange(source, target))
+                source = target
+            self._rows.put(target, choice)
+            self._running.append(choice)
+        self._fresh = []
+        return copies
+
+    def _release(self, slot: int) -> None:
+        """Nobody uses a row any more; what it holds stays if it can be found again."""
+        choice = self._rows[slot]
+        is_kept = choice is not None and choice.request.key is not None
+        self._rows.put(slot, choice if is_kept else None)
 
     @staticmethod
     def _slot(choice: Choice) -> int:
         assert choice.slot is not None
         return choice.slot
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[RowCopy]:
+        first_free = len(self._running)
         if self._prefilling is not None or not self._waiting:
-            return
-        if len(self._running) + self._waiting[0].num_choices <= self.max_num_seqs:
-            self._prefilling = self._waiting.popleft()
-            self._prefill_slot = len(self._running)
+            return []
+        if first_free + self._waiting[0].num_choices > self.max_num_seqs:
+            return []
+        request = self._prefilling = self._waiting.popleft()
+        prefix = self._rows.find(request.num_common_tokens, first_free)
+        slot = self._prefill_slot = self._rows.slot_for(prefix, first_free)
+        request.num_cached_tokens = request.num_computed_tokens = prefix.num_tokens
+        self._rows.put(slot, request.choices[0])
+        is_copied = prefix.num_tokens > 0 and prefix.slot != slot
+        return [RowCopy(prefix.slot, slot, prefix.num_tokens)] if is_copied else []
 
     def update(self, plan: StepPlan, token_ids: Sequence[int]) -> None:
         """Record what the step computed.
@@ -324,7 +376,7 @@ class Scheduler:
         for choice, token_id in zip(plan.choices, token_ids, strict=True):
             if choice.finish_reason is not None:
                 continue
-            choice.num_output_tokens += 1
+            choice.output_token_ids.append(token_id)
             if token_id in choice.request.stop_token_ids:
                 self.finish(choice, FinishReason.STOP)
             elif choice.num_output_tokens >= choice.request.max_tokens:
@@ -340,6 +392,9 @@ class Scheduler:
         assert used <= self.max_num_seqs, f"{used} of {self.max_num_seqs} slots"
         if self._prefilling is not None:
             assert self._prefill_slot not in slots, "a prompt is computed in a row that is running"
+            assert self._rows[self._prefill_slot] is self._prefilling.choices[0], "it is another's"
         for choice in self._running:
             assert choice.num_computed_tokens <= self.max_model_len
+            is_holder = self._rows[self._slot(choice)] is choice
+            assert is_holder or choice.finish_reason is not None, "a choice runs in another's row"
         assert len(self._waiting) <= self.max_waiting

@@ -3,7 +3,8 @@
 The way of a request through the ensemble (shapes without the encoder's batch axis of one):
 
     client     -> prompt, images, sampling                                             -> ensemble
-    preprocess -> prompt_token_ids, image_index, position_ids, (cross_range,) encoder feeds, image_hashes
+    preprocess -> prompt_token_ids, image_index, position_ids, (cross_range,) image_lengths, image_hashes,
+                  encoder feeds
     encoder    -> image_embeds
     decoder    -> text, details                                     (decoupled: many responses)
 """
@@ -36,6 +37,8 @@ CROSS_RANGE: Final = "cross_range"
 cross-attention; only of models that have it."""
 IMAGE_HASHES: Final = "image_hashes"
 """BYTES [num_images]: content hash of each preprocessed image."""
+IMAGE_LENGTHS: Final = "image_lengths"
+"""INT64 [num_images]: prompt tokens that stand for each image."""
 
 # Encoder to decoder.
 IMAGE_EMBEDS: Final = "image_embeds"

@@ -44,6 +44,19 @@ class PreparedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptImage:
+    """One image of a prompt, to tell whether another prompt has the same one.
+
+    Attributes:
+        image_hash: of its content and of everything else that decides its embeddings.
+        num_tokens: how many tokens of the prompt stand for it.
+    """
+
+    image_hash: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedPrompt:
     """A conversation as the decoder takes it.
 
@@ -54,12 +67,14 @@ class PreparedPrompt:
         position_ids: int64 [axes, S].
         cross_range: int64 [S, 2], first and one after the last row of `image_embeds` that each token sees by
             cross-attention, equal where it sees none; None in families without.
+        images: one for each image, in order.
     """
 
     token_ids: np.ndarray
     image_index: np.ndarray
     position_ids: np.ndarray
     cross_range: np.ndarray | None = None
+    images: Sequence[PromptImage] = ()
 
     @property
     def num_image_tokens(self) -> int:
@@ -176,6 +191,8 @@ class ModelFamily(ABC):
         self, conversation: Conversation, images: Sequence[PreparedImage]
     ) -> PreparedPrompt:
         """Token ids and positions of a conversation whose images are already prepared.
+
+        Who has their hashes adds `PreparedPrompt.images`.
 
         Raises:
             InvalidRequestError: placeholders and images do not match, or a text is not acceptable.

@@ -15,7 +15,7 @@ from python_backend import triton_io
 from python_backend.config import EngineConfig
 from python_backend.engine_loop import EngineLoop
 from python_backend.errors import InvalidRequestError
-from python_backend.families.base import PreparedPrompt
+from python_backend.families.base import PreparedPrompt, PromptImage
 from python_backend.loading import load_engine, load_grammars
 from python_backend.request import GenerationRequest
 from python_backend.vision_encoder import no_image_embeds
@@ -61,6 +61,7 @@ class DecoderModel:
             triton_io.read_tensor(request, names.IMAGE_INDEX).copy(),
             triton_io.read_tensor(request, names.POSITION_IDS).copy(),
             self._read_cross_range(request),
+            _read_images(request),
         )
         if self._manifest.sees_images:
             # The encoder's batch axis of one ends here.
@@ -106,3 +107,18 @@ class DecoderModel:
     def finalize(self) -> None:
         """Stop admitting and finish what runs."""
         self._loop.close()
+
+
+def _read_images(request: Any) -> list[PromptImage]:
+    hashes = triton_io.read_bytes(request, names.IMAGE_HASHES)
+    lengths = triton_io.read_tensor(request, names.IMAGE_LENGTHS)
+    if lengths.dtype != "int64" or lengths.shape != (len(hashes),):
+        raise InvalidRequestError(
+            f"{names.IMAGE_LENGTHS} is {lengths.dtype} {list(lengths.shape)}; {len(hashes)} hashes need "
+            f"int64 [{len(hashes)}]",
+            param=names.IMAGE_LENGTHS,
+        )
+    pairs = zip(hashes, lengths.tolist(), strict=True)
+    return [
+        PromptImage(image_hash.decode("latin-1"), num_tokens) for image_hash, num_tokens in pairs
+    ]

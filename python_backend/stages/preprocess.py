@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from python_backend import tensor_names as names
 from python_backend import triton_io
 
@@ -34,6 +36,7 @@ class PreprocessModel:
                 names.PROMPT_TOKEN_IDS: prepared.prompt.token_ids,
                 names.IMAGE_INDEX: prepared.prompt.image_index,
                 names.POSITION_IDS: prepared.prompt.position_ids,
+                names.IMAGE_LENGTHS: np.array([i.num_tokens for i in prepared.images], np.int64),
             }
             if prepared.prompt.cross_range is not None:
                 tensors[names.CROSS_RANGE] = prepared.prompt.cross_range

@@ -21,7 +21,13 @@ MODEL = ModelInfo(
 
 
 def text_deltas(
-    text: str, *, index: int = 0, prompt_tokens: int = 7, image_tokens: int = 0, **last: Any
+    text: str,
+    *,
+    index: int = 0,
+    prompt_tokens: int = 7,
+    image_tokens: int = 0,
+    cached_tokens: int = 0,
+    **last: Any,
 ) -> list[Delta]:
     """One delta per word of `text`, each one token, and a last one that ends the choice."""
     words = text.split(" ")
@@ -31,7 +37,7 @@ def text_deltas(
         prompt_tokens=prompt_tokens,
         completion_tokens=len(pieces) + 1,
         image_tokens=image_tokens,
-        cached_tokens=0,
+        cached_tokens=cached_tokens,
     )
     end: dict[str, Any] = {"finish_reason": "stop", "matched_stop": 151645, "usage": usage}
     return [*deltas, Delta(text="", index=index, token_ids=(151645,), **end | last)]

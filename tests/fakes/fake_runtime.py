@@ -152,6 +152,7 @@ def fake_engine(
     max_num_seqs: int = 4,
     max_num_batched_tokens: int = 8,
     max_waiting: int = 64,
+    prefix_cache: bool = True,
 ) -> Engine:
     """An engine around a fake runtime; everything else is real."""
     scheduler = Scheduler(
@@ -161,7 +162,8 @@ def fake_engine(
         max_waiting=max_waiting,
     )
     runner = ModelRunner(runtime, max_num_seqs)
-    return Engine(scheduler, runner, TokenText(byte_tokenizer()), [EOS])
+    text = TokenText(byte_tokenizer())
+    return Engine(scheduler, runner, text, [EOS], prefix_cache=prefix_cache)
 
 
 def fake_request(

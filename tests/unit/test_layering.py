@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("builders", "python_backend", "openai_frontend", "triton_vlm")
 # The scheduler and what it talks about: plain Python that can be reasoned about and tested alone.
-PURE = ("errors", "config", "spec", "sampling_params", "scheduler", "tensor_names")
+PURE = (
+    *("errors", "config", "spec", "sampling_params", "scheduler", "prefix_cache"),
+    "tensor_names",
+)
 
 
 @dataclass(frozen=True)

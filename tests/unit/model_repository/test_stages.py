@@ -251,8 +251,8 @@ def test_stages_of_a_text_only_model_do_without_an_encoder(tiny_models):
     (prepared,) = preprocess.execute([pb_utils.InferenceRequest(tensors)])
     declared = (repository / (name + names.PREPROCESS_SUFFIX) / "config.pbtxt").read_text()
     assert all(f'name: "{tensor}"' in declared for tensor in prepared.arrays())
-    tokens = (names.PROMPT_TOKEN_IDS, names.IMAGE_INDEX, names.POSITION_IDS)
-    inputs = {tensor: prepared.arrays()[tensor] for tensor in tokens}
+    taken = _declared_inputs(repository / (name + names.DECODER_SUFFIX))
+    inputs = {tensor: array for tensor, array in prepared.arrays().items() if tensor in taken}
     inputs[names.SAMPLING] = np.array([json.dumps(GREEDY).encode()], object)
     request = pb_utils.InferenceRequest(inputs, decoupled=True)
     decoder.execute([request])
@@ -366,7 +366,38 @@ def test_full_queue_is_a_final_error(small):
 
 def test_requests_without_an_id_do_not_disturb_each_other(ensemble):
     requests = [ensemble.start(CONVERSATIONS["text"], GREEDY) for _ in range(3)]
-    assert len({str(details(r)[-1]["usage"]) for r in requests}) == 1
+    usages = [details(request)[-1]["usage"] for request in requests]
+    cached = [usage.pop("cached_tokens") for usage in usages]
+    assert usages == [usages[0]] * 3
+    assert cached[1] == cached[2] == usages[0]["prompt_tokens"] - 1
+
+
+def test_prompt_and_pictures_of_an_earlier_request_are_not_computed_again(ensemble):
+    """Unless its salt is another."""
+    salts = ["x", "y", "x"]
+    parts = [
+        details(ensemble.start(CONVERSATIONS["three"], {**GREEDY, "cache_salt": salt}))
+        for salt in salts
+    ]
+    usage = parts[0][-1]["usage"]
+    assert [p[-1]["usage"]["cached_tokens"] for p in parts] == [0, 0, usage["prompt_tokens"] - 1]
+    tokens = [[token for part in p for token in part["token_ids"]] for p in parts]
+    assert tokens[0] == tokens[1] == tokens[2]
+
+
+@pytest.mark.parametrize(
+    "lengths", [np.array([1, 1]), np.array([1.0]), np.array([1]), np.zeros((1, 1), np.int64)]
+)
+def test_lengths_of_images_that_do_not_fit_are_refused(ensemble, lengths):
+    prepared = ensemble.prepare(CONVERSATIONS["wide"])
+    (embeds,) = ensemble.encode([prepared])
+    arrays = {**prepared.arrays(), names.IMAGE_LENGTHS: lengths}
+    prepared = pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, array) for name, array in arrays.items()]
+    )
+    error = final_error(ensemble.decode(prepared, embeds, GREEDY))
+    assert isinstance(error, InvalidRequestError)
+    assert error.param == names.IMAGE_LENGTHS
 
 
 def test_finalize_finishes_what_runs(tied):

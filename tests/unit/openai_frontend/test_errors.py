@@ -195,13 +195,7 @@ async def test_known_field_is_unsupported_unless_it_asks_for_nothing(make_proxy,
     [
         *("chat_template", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs"),
         *("guided_regex", "guided_grammar", "lora_path"),
-        *(
-            "cache_salt",
-            "mm_hashes",
-            "prompt_embeds",
-            "logits_processors",
-            "custom_logit_processor",
-        ),
+        *("mm_hashes", "prompt_embeds", "logits_processors", "custom_logit_processor"),
     ],
 )
 async def test_fields_that_steer_the_server_are_refused(make_proxy, name) -> None:

@@ -41,6 +41,14 @@ def test_copied_row_gets_the_first_positions_only(kv_cache):
     assert keys[2, 0, :, 0].tolist() == [3] * 6
 
 
+def test_exchanged_rows_get_the_first_positions_of_each_other(kv_cache):
+    keys = kv_cache.view(0, 4).tensors["past_key.0"]
+    keys[:, 0, :, 0] = [[1] * 6, [2] * 6, [3] * 6, [4] * 6]
+    kv_cache.copy_row(2, 0, 4, num_back=2)
+    assert keys[0, 0, :, 0].tolist() == [3, 3, 3, 3, 1, 1]
+    assert keys[2, 0, :, 0].tolist() == [1, 1, 3, 3, 3, 3]
+
+
 def test_num_bytes_counts_every_array(kv_cache):
     assert kv_cache.num_bytes == 2 * 4 * 6 * 4
 
@@ -76,6 +84,18 @@ def test_copied_row_takes_its_images_along():
     cache.copy_row(2, 0, 0)
     assert images[0, 0, :, 0].tolist() == [3, 3, 3, 1, 1]
     assert cache.cross_lengths(0, 4).tolist() == [3, 2, 3, 4]
+
+
+def test_exchanged_rows_take_their_images_along():
+    cache = _cross_cache()
+    cache.set_cross_length(0, 1)
+    cache.set_cross_length(2, 3)
+    images = cache.view(0, 3).tensors["cross_key.0"]
+    images[:, 0, :, 0] = [[1] * 5, [2] * 5, [3] * 5]
+    cache.copy_row(2, 0, 1, num_back=2)
+    assert images[0, 0, :, 0].tolist() == [3, 3, 3, 1, 1]
+    assert images[2, 0, :, 0].tolist() == [1, 3, 3, 3, 3]
+    assert cache.cross_lengths(0, 4).tolist() == [3, 0, 1]
 
 
 # --- encoder cache ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from python_backend.errors import (
     OverloadedError,
     PromptTooLongError,
 )
-from python_backend.families.base import PreparedPrompt
+from python_backend.families.base import PreparedPrompt, PromptImage
 from python_backend.request import GenerationRequest
 from python_backend.sampling_params import SamplingParams
 
@@ -83,10 +83,18 @@ PARAMS = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+# Many begin alike.
+PROMPTS = st.builds(
+    bytes.__add__,
+    st.sampled_from([b"", b"A short beginning", b"A short one"]),
+    st.binary(min_size=1, max_size=20),
+)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     visits=st.lists(
-        st.tuples(st.binary(min_size=1, max_size=30), st.integers(0, 20), PARAMS),
+        st.tuples(PROMPTS, st.integers(0, 20), PARAMS),
         min_size=1,
         max_size=6,
     ),
@@ -117,7 +125,8 @@ def _image_request(embeds):
     prompt = b"What is \x00\x00\x00\x00 here?"
     tokens = np.frombuffer(prompt, np.uint8).astype(np.int64)
     index = np.where(tokens == 0, np.cumsum(tokens == 0) - 1, -1)
-    prepared = PreparedPrompt(tokens, index, np.arange(len(tokens))[None])
+    images = [PromptImage("picture", 4)]
+    prepared = PreparedPrompt(tokens, index, np.arange(len(tokens))[None], images=images)
     return GenerationRequest("a", prepared, embeds, _greedy())
 
 

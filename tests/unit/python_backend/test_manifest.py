@@ -57,9 +57,9 @@ def test_graph_spec_survives_its_json(changes):
         "[]",
         "null",
         "{}",
-        '{"format_version": 3}',
-        '{"format_version": 3, "vision_encoder": {}, "decoder": {}}',
-        '{"format_version": 3, "vision_encoder": null, "decoder": []}',
+        '{"format_version": 4}',
+        '{"format_version": 4, "vision_encoder": {}, "decoder": {}}',
+        '{"format_version": 4, "vision_encoder": null, "decoder": []}',
     ],
 )
 def test_damaged_manifest_is_refused(folder, text):
@@ -140,6 +140,11 @@ def test_parameters_of_config_pbtxt_become_the_config():
     assert EngineConfig.from_parameters({}) == EngineConfig()
 
 
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
+def test_switch_in_config_pbtxt_is_true_or_false(text, value):
+    assert EngineConfig.from_parameters({"prefix_cache": text}).prefix_cache is value
+
+
 @pytest.mark.parametrize(
     "parameters",
     [
@@ -152,6 +157,8 @@ def test_parameters_of_config_pbtxt_become_the_config():
         {"max_encoder_patches": "0"},
         {"num_threads": "-1"},
         {"encoder_cache_bytes": "-1"},
+        {"prefix_cache": "1"},
+        {"prefix_cache": "True"},
     ],
 )
 def test_parameter_out_of_range_is_named_with_its_value(parameters):

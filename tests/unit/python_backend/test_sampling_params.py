@@ -76,6 +76,7 @@ def test_json_round_trip_keeps_every_field(params):
         ("n", 129),
         ("presence_penalty", 2.5),
         ("frequency_penalty", -2.5),
+        ("cache_salt", ""),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", float("inf")),
         ("logprobs", 21),

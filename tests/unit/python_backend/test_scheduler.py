@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 
 from python_backend.errors import InvalidRequestError, OverloadedError, PromptTooLongError
@@ -111,6 +113,119 @@ def test_hole_is_filled_by_the_last_row():
     (copy,) = plan.copies
     assert (copy.source, copy.target) == (2, 0)
     assert [choice.request.request_id for choice in plan.choices] == ["c", "b"]
+
+
+@dataclass(frozen=True)
+class _Key:
+    """Requests of one topic have all of their tokens in common, prompts and answers."""
+
+    topic: str
+
+    def num_common(self, earlier, output_token_ids):
+        return 1000 if self == earlier else 0
+
+
+def _about(topic, name, num_prompt, max_tokens=1, **changes):
+    key = _Key(topic)
+    return Request(name, num_prompt, max_tokens, frozenset({STOP}), key=key, **changes)
+
+
+def _run(scheduler, *requests):
+    """All steps of the requests, one request after another."""
+    plans = []
+    for request in requests:
+        scheduler.add_request(request)
+        while scheduler.has_unfinished:
+            plans.append(_step(scheduler))
+    return plans
+
+
+def test_prompt_that_goes_on_where_a_free_row_ends_is_computed_there_without_a_copy():
+    scheduler = _scheduler()
+    _run(scheduler, _about("a", "1", 4, max_tokens=3))
+    request = _about("a", "2", 10)
+    (plan,) = _run(scheduler, request)
+    assert (plan.start, plan.num_scheduled_tokens, plan.copies) == (6, 4, ())
+    assert request.num_cached_tokens == 6
+
+
+def test_one_token_of_a_prompt_is_always_computed():
+    scheduler = _scheduler()
+    _run(scheduler, _about("a", "1", 4))
+    (plan,) = _run(scheduler, _about("a", "2", 4))
+    assert (plan.start, plan.num_scheduled_tokens) == (3, 1)
+    assert plan.choices
+
+
+@pytest.mark.parametrize(("ranges", "start"), [(((3, 8),), 3), (((3, 6),), 6), (((0, 9),), 0)])
+def test_prefix_does_not_end_inside_what_must_be_whole(ranges, start):
+    scheduler = _scheduler()
+    _run(scheduler, _about("a", "1", 6))
+    (plan,) = _run(scheduler, _about("a", "2", 9, whole_ranges=ranges))
+    assert plan.start == start
+
+
+def test_row_that_is_given_up_for_another_prompt_is_the_oldest():
+    scheduler = _scheduler(max_num_seqs=2)
+    _run(scheduler, *(_about(topic, topic, 4) for topic in "abca"))
+    # b had to go for c, or a for it and b for a.
+    starts = [_run(scheduler, _about(topic, topic, 4))[0].start for topic in "cab"]
+    assert starts == [3, 3, 0]
+
+
+def test_prompt_in_a_row_behind_changes_places_when_it_runs():
+    scheduler = _scheduler()
+    _run(scheduler, _about("a", "1", 5), _about("b", "2", 4))
+    prefill, decode = _run(scheduler, _about("b", "3", 7, max_tokens=2))
+    assert (prefill.slot, prefill.start, prefill.copies) == (1, 4, ())
+    assert decode.copies == (RowCopy(1, 0, 7, num_back=5),)
+
+
+def test_row_that_runs_is_copied():
+    scheduler = _scheduler()
+    scheduler.add_request(_about("a", "1", 4, max_tokens=9))
+    _step(scheduler)
+    scheduler.add_request(_about("a", "2", 8))
+    plan = _step(scheduler)
+    assert plan.kind == "decode"
+    assert plan.copies == (RowCopy(0, 1, 4),)
+    assert _step(scheduler).start == 4
+
+
+def test_choice_that_leaves_changes_places_with_the_last_one():
+    scheduler = _scheduler()
+    for name in "ab":
+        scheduler.add_request(_about(name, name, 4, max_tokens=9))
+    for _ in range(3):
+        _step(scheduler)
+    scheduler.abort("a")
+    plan = _step(scheduler)
+    assert plan.copies == (RowCopy(1, 0, 4, num_back=5),)
+    scheduler.abort("b")
+    assert [_run(scheduler, _about(name, name, 9))[0].start for name in "ab"] == [5, 5]
+
+
+def test_nothing_is_used_again_after_a_step_that_raised():
+    scheduler = _scheduler()
+    _run(scheduler, _about("a", "1", 4))
+    failing = _about("b", "2", 9)
+    scheduler.add_request(failing)
+    _step(scheduler)
+    plan = scheduler.schedule()
+    assert scheduler.abort_step(plan) == [failing]
+    assert [_run(scheduler, _about(topic, topic, 9))[0].start for topic in "ab"] == [0, 0]
+
+
+def test_request_whose_row_a_failed_step_was_moving_ends_with_it():
+    scheduler = _scheduler()
+    running, waiting = _about("a", "1", 4, max_tokens=9), _about("a", "2", 8)
+    scheduler.add_request(running)
+    _step(scheduler)
+    scheduler.add_request(waiting)
+    plan = scheduler.schedule()
+    assert plan.choices == tuple(running.choices)
+    assert scheduler.abort_step(plan) == [running, waiting]
+    assert not scheduler.has_unfinished
 
 
 def test_stop_token_ends_a_choice_and_max_tokens_ends_it_too():

@@ -1,7 +1,8 @@
-"""Random traffic through the scheduler, with a cache that remembers whose token lies where."""
+"""Random traffic through the scheduler, with a cache that remembers what each position was computed from."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
@@ -10,8 +11,46 @@ from hypothesis import strategies as st
 from python_backend.errors import OverloadedError
 from python_backend.scheduler import Choice, FinishReason, Request, Scheduler, StepPlan
 
-MAX_MODEL_LEN = 24
+MAX_MODEL_LEN = 32
 STOP_TOKEN = 1
+ANSWER = (2, 3, 2, 2, 3, 3)
+"""The model's tokens are these by their place, so that a prompt can be an earlier one with its answer."""
+
+
+def _image(length: int) -> tuple[int, ...]:
+    """Tokens that must be computed in one step; the length is part of what an image is."""
+    return (100 + length,) * length
+
+
+BEGINNINGS = (
+    tuple(ANSWER[i % 6] for i in range(20)),
+    (*_image(6), 2, 2, 2, 3),
+    (2, 3, *_image(9), 2, 3, 3),
+)
+
+
+def _whole_ranges(tokens: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    ranges, place = [], 0
+    while place < len(tokens):
+        length = tokens[place] - 100
+        if length > 0:
+            ranges.append((place, place + length))
+        place += max(length, 1)
+    return tuple(ranges)
+
+
+@dataclass(frozen=True)
+class ListKey:
+    """`PromptKey` in plain Python."""
+
+    tokens: tuple[int, ...]
+    salt: str
+
+    def num_common(self, earlier: ListKey, output_token_ids: Sequence[int]) -> int:
+        other = (*earlier.tokens, *output_token_ids)
+        pairs = zip(self.tokens, other, strict=False)
+        equal = [one == two for one, two in pairs]
+        return [*equal, False].index(False) if self.salt == earlier.salt else 0
 
 
 @dataclass(frozen=True)
@@ -20,36 +59,55 @@ class Visit:
 
     Attributes:
         arrival: step before which it comes.
+        tokens: the prompt.
+        salt: whom it shares with.
         abort: step before which its client leaves, if it does.
         stop_at: output token that is a stop token, per choice.
         stop_string_at: output token after which a stop string ends the choice from outside.
-        whole: the part of the prompt that must be computed in one step, if there is one.
     """
 
     arrival: int
-    num_prompt: int
+    tokens: tuple[int, ...]
+    salt: str
     max_tokens: int
     num_choices: int
     abort: int | None
     stop_at: tuple[int, ...]
     stop_string_at: int | None
-    whole: tuple[int, int] | None
+
+    def cells(self, output: Sequence[int] = ()) -> list[object]:
+        """What each position of prompt and output is computed from: all up to it, or to its image's end."""
+        tokens = (*self.tokens, *output)
+        ends = list(range(1, len(tokens) + 1))
+        for first, after in _whole_ranges(self.tokens):
+            ends[first:after] = [after] * (after - first)
+        return [(self.salt, tokens[:end]) for end in ends]
 
 
 @st.composite
 def visits(draw):
-    num_prompt = draw(st.integers(1, MAX_MODEL_LEN - 1))
-    edges = st.lists(st.integers(0, num_prompt), min_size=2, max_size=2, unique=True)
+    beginning = draw(st.sampled_from(BEGINNINGS))
+    cuts = [i for i in range(len(beginning) + 1) if not _is_inside(i, _whole_ranges(beginning))]
+    tail = draw(st.lists(st.sampled_from([(2,), (3,), _image(2), _image(4)]), max_size=2))
+    tokens = (
+        *beginning[: draw(st.sampled_from(cuts))],
+        *(token for part in tail for token in part),
+    )
+    tokens = tokens or (2,)
     return Visit(
         arrival=draw(st.integers(0, 30)),
-        num_prompt=num_prompt,
-        max_tokens=draw(st.integers(1, MAX_MODEL_LEN - num_prompt)),
-        num_choices=draw(st.integers(1, 3)),
+        tokens=tokens,
+        salt=draw(st.sampled_from("aab")),
+        max_tokens=draw(st.integers(1, MAX_MODEL_LEN - len(tokens))),
+        num_choices=draw(st.sampled_from([1, 1, 1, 2, 3])),
         abort=draw(st.none() | st.integers(0, 50)),
         stop_at=draw(st.tuples(*[st.integers(1, 12)] * 3)),
         stop_string_at=draw(st.none() | st.integers(1, 8)),
-        whole=draw(st.none() | edges.map(lambda pair: tuple(sorted(pair)))),
     )
+
+
+def _is_inside(place: int, ranges: Sequence[tuple[int, int]]) -> bool:
+    return any(first < place < after for first, after in ranges)
 
 
 @dataclass
@@ -57,17 +115,21 @@ class Traffic:
     """Drives a scheduler and checks every step from outside.
 
     Attributes:
-        rows: per cache row and position, (request, choice or None for the prompt, index) or None.
-        prefilled: prompt tokens computed per request, in the order in which prompts began.
+        has_cache: whether requests say what their prompts are.
+        failures: steps that raise, and how many of their copies are made before.
+        rows: per cache row and position, what it was computed from.
+        prefilled: prompt tokens in the cache per request, in the order in which prompts began.
         outputs: tokens sampled per choice.
     """
 
     scheduler: Scheduler
     visits: list[Visit]
+    has_cache: bool
+    failures: dict[int, int]
     rows: list[list[object]] = field(init=False)
     requests: dict[str, Request] = field(default_factory=dict)
     prefilled: dict[str, int] = field(default_factory=dict)
-    outputs: dict[Choice, int] = field(default_factory=dict)
+    outputs: dict[Choice, list[int]] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
     aborted: set[str] = field(default_factory=set)
     last_kind: str | None = None
@@ -80,7 +142,7 @@ class Traffic:
             self._arrive(step)
             self._leave(step)
             self.scheduler.check()
-            plan = self._step()
+            plan = self._step(self.failures.get(step))
             if plan is None and step > 50:
                 return
         raise AssertionError("the scheduler does not come to an end")
@@ -91,11 +153,12 @@ class Traffic:
                 continue
             request = Request(
                 f"r{i}",
-                visit.num_prompt,
+                len(visit.tokens),
                 visit.max_tokens,
                 frozenset({STOP_TOKEN}),
                 visit.num_choices,
-                () if visit.whole is None else (visit.whole,),
+                _whole_ranges(visit.tokens),
+                ListKey(visit.tokens, visit.salt) if self.has_cache else None,
             )
             try:
                 self.scheduler.add_request(request)
@@ -128,7 +191,10 @@ class Traffic:
             return len(self._running()) + request.num_choices <= self.scheduler.max_num_seqs
         return False
 
-    def _step(self) -> StepPlan | None:
+    def _visit(self, request: Request) -> Visit:
+        return self.visits[int(request.request_id[1:])]
+
+    def _step(self, num_copies_before_failure: int | None) -> StepPlan | None:
         running, must_prefill = self._running(), self._must_prefill()
         plan = self.scheduler.schedule()
         self.scheduler.check()
@@ -136,9 +202,14 @@ class Traffic:
             assert not running
             assert not must_prefill
             return None
-        for copy in plan.copies:
-            tokens = self.rows[copy.source][: copy.num_tokens]
-            self.rows[copy.target][: copy.num_tokens] = tokens
+        for copy in plan.copies[:num_copies_before_failure]:
+            assert self.has_cache or copy.num_back == 0
+            tokens, back = self.rows[copy.source][:], self.rows[copy.target][:]
+            self.rows[copy.target][: copy.num_tokens] = tokens[: copy.num_tokens]
+            self.rows[copy.source][: copy.num_back] = back[: copy.num_back]
+        if num_copies_before_failure is not None:
+            self._fail(plan, plan.copies[num_copies_before_failure:])
+            return plan
         if plan.kind == "prefill":
             assert not running or self.last_kind != "prefill", "the streams starve"
             self._prefill(plan)
@@ -150,17 +221,31 @@ class Traffic:
         self.scheduler.check()
         return plan
 
+    def _fail(self, plan, copies_not_made):
+        """Rows that the step was to write or to move hold anything now."""
+        slots = [slot for copy in copies_not_made for slot in (copy.source, copy.target)]
+        slots += [plan.slot] if plan.kind == "prefill" else range(len(plan.choices))
+        for slot in slots:
+            self.rows[slot] = ["?"] * MAX_MODEL_LEN
+        dropped = {request.request_id for request in self.scheduler.abort_step(plan)}
+        computed = {choice.request.request_id for choice in plan.choices}
+        assert dropped >= computed | ({plan.request.request_id} if plan.request else set())
+        assert all(self.requests[name].is_finished for name in dropped)
+        self.aborted |= dropped
+        self.last_kind = plan.kind
+        self.scheduler.check()
+
     def _prefill(self, plan):
-        name, start = plan.request.request_id, plan.start
+        name, start, visit = plan.request.request_id, plan.start, self._visit(plan.request)
         stop = start + plan.num_scheduled_tokens
-        assert start == self.prefilled.setdefault(name, 0), "a gap or a repetition"
-        first, after = self.visits[int(name[1:])].whole or (0, 0)
-        assert start <= first or start >= after, "cut into what must be whole"
-        assert stop <= first or stop >= after, "cut into what must be whole"
-        is_whole = (start, stop) == (first, after)
+        assert start == self.prefilled.setdefault(name, plan.request.num_cached_tokens), "a gap"
+        ranges = _whole_ranges(visit.tokens)
+        assert not _is_inside(start, ranges), "cut into what must be whole"
+        assert not _is_inside(stop, ranges), "cut into what must be whole"
+        is_whole = (start, stop) in ranges
         assert 1 <= plan.num_scheduled_tokens <= self.scheduler.max_num_batched_tokens or is_whole
-        assert self.rows[plan.slot][:start] == [(name, None, i) for i in range(start)]
-        self.rows[plan.slot][start:stop] = [(name, None, i) for i in range(start, stop)]
+        assert self.rows[plan.slot][:start] == visit.cells()[:start]
+        self.rows[plan.slot][start:stop] = visit.cells()[start:stop]
         self.prefilled[name] = stop
         is_last = stop == plan.request.num_prompt_tokens
         assert plan.choices == (tuple(plan.request.choices) if is_last else ())
@@ -169,37 +254,36 @@ class Traffic:
         assert set(plan.choices) == running
         assert len(plan.choices) == len(running) == plan.num_scheduled_tokens
         for row, choice in enumerate(plan.choices):
-            name, num_prompt = choice.request.request_id, choice.request.num_prompt_tokens
-            num_fed = self.outputs[choice] - 1
-            history = [(name, None, i) for i in range(num_prompt)]
-            history += [(name, choice.index, i) for i in range(num_fed)]
+            *history, new = self._visit(choice.request).cells(self.outputs[choice])
             assert choice.slot == row
             assert choice.num_computed_tokens == len(history)
             assert self.rows[row][: len(history)] == history
-            self.rows[row][len(history)] = (name, choice.index, num_fed)
+            self.rows[row][len(history)] = new
 
     def _sample(self, plan):
-        tokens = []
         for choice in plan.choices:
-            self.outputs[choice] = self.outputs.get(choice, 0) + 1
-            visit = self.visits[int(choice.request.request_id[1:])]
-            tokens.append(STOP_TOKEN * (self.outputs[choice] == visit.stop_at[choice.index]))
-        self.scheduler.update(plan, tokens)
+            visit, output = self._visit(choice.request), self.outputs.setdefault(choice, [])
+            is_stop = len(output) + 1 == visit.stop_at[choice.index]
+            place = len(visit.tokens) + len(output)
+            output.append(STOP_TOKEN if is_stop else ANSWER[place % len(ANSWER)])
+        self.scheduler.update(plan, [self.outputs[choice][-1] for choice in plan.choices])
         for choice in plan.choices:
-            assert choice.num_output_tokens == self.outputs[choice]
-            visit = self.visits[int(choice.request.request_id[1:])]
-            if choice.finish_reason is None and self.outputs[choice] == visit.stop_string_at:
+            assert choice.output_token_ids == self.outputs[choice]
+            is_stop = len(self.outputs[choice]) == self._visit(choice.request).stop_string_at
+            if choice.finish_reason is None and is_stop:
                 self.scheduler.finish(choice, FinishReason.STOP)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     visits=st.lists(visits(), max_size=10),
     max_num_seqs=st.integers(3, 5),
     chunk=st.integers(1, 9),
     max_waiting=st.integers(1, 10),
+    has_cache=st.booleans(),
+    failures=st.dictionaries(st.integers(0, 40), st.integers(0, 2), max_size=2),
 )
-def test_random_traffic(visits, max_num_seqs, chunk, max_waiting):
+def test_random_traffic(visits, max_num_seqs, chunk, max_waiting, has_cache, failures):
     """Rows hold their own history, nobody starves, everybody ends once, first come first served."""
     scheduler = Scheduler(
         max_num_seqs=max_num_seqs,
@@ -207,7 +291,7 @@ def test_random_traffic(visits, max_num_seqs, chunk, max_waiting):
         max_model_len=MAX_MODEL_LEN,
         max_waiting=max_waiting,
     )
-    traffic = Traffic(scheduler, visits)
+    traffic = Traffic(scheduler, visits, has_cache, failures)
     traffic.run()
     assert not scheduler.has_unfinished
     assert scheduler.num_running == scheduler.num_waiting == 0
@@ -215,10 +299,12 @@ def test_random_traffic(visits, max_num_seqs, chunk, max_waiting):
     assert begun == [name for name in traffic.added if name in traffic.prefilled]
     for name, request in traffic.requests.items():
         assert request.is_finished
+        assert 0 <= request.num_cached_tokens < request.num_prompt_tokens
+        assert has_cache or request.num_cached_tokens == 0
         if name not in traffic.aborted:
             assert traffic.prefilled[name] == request.num_prompt_tokens
             visit = visits[int(name[1:])]
             ends = [visit.max_tokens, visit.stop_string_at or 99]
             for choice in request.choices:
                 expected = min(*ends, visit.stop_at[choice.index])
-                assert traffic.outputs[choice] == expected
+                assert len(traffic.outputs[choice]) == expected

@@ -5,6 +5,7 @@ That a real engine computes the same is for `make test-gpu`.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -84,7 +85,9 @@ def test_answers_equal_those_of_onnx_runtime(tiny_models, for_gpu, trt, name):
 
 def test_steps_are_replayed_once_their_number_of_rows_was_seen(model, trt):
     conversations = list(CONVERSATIONS.values())[:3]
-    with VLM(model.folder, CONFIG) as vlm:
+    # With it the last token of a prompt that comes again is a step of one row too, wherever the row is.
+    config = dataclasses.replace(CONFIG, prefix_cache=False)
+    with VLM(model.folder, config) as vlm:
         first = vlm.generate(conversations, GREEDY)
         assert trt.launched[DECODE] == trt.captured[DECODE] == 3  # one, two and three rows
         computed = trt.computed[DECODE]
