@@ -106,6 +106,14 @@ class Backend(Protocol):
         """
         ...
 
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of tokens, control tokens included.
+
+        Raises:
+            VlmError: the model has no such token.
+        """
+        ...
+
     async def models(self) -> list[ModelInfo]:
         """The models that can be asked for now; may be a few seconds old."""
         ...

@@ -22,6 +22,7 @@ from openai_frontend.media import MediaLoader
 from openai_frontend.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
+    DetokenizeRequest,
     GenerationFields,
     TokenizeRequest,
 )
@@ -135,6 +136,22 @@ class ChatService:
             "tokens": token_ids,
             "token_strs": None,
         }
+
+    async def detokenize(self, body: bytes | bytearray, record: RequestRecord) -> str:
+        """The text that a body of `/detokenize` asks for.
+
+        Raises:
+            VlmError: the request is wrong, or Triton cannot be asked.
+        """
+        request = parse_body(body, DetokenizeRequest)
+        model = await self._find_model(request.model, ())
+        record.model = model.id
+        try:
+            return await self._backend.detokenize(model.triton_name, request.tokens)
+        except InvalidRequestError as error:
+            if error.param in _PROMPT_PARAMS:
+                error.param = "tokens"
+            raise
 
     async def _tokenize(
         self,

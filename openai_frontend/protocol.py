@@ -22,7 +22,10 @@ from pydantic import (
 )
 
 from openai_frontend.unsupported import (
+    UNSUPPORTED_CHAT,
     UNSUPPORTED_COMPLETION,
+    UNSUPPORTED_MESSAGE,
+    documented,
     without_unsupported,
     without_unsupported_chat,
 )
@@ -107,6 +110,8 @@ Content = Annotated[
 class Message(Fields):
     """One turn of a conversation."""
 
+    model_config = ConfigDict(json_schema_extra=documented(UNSUPPORTED_MESSAGE))
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
 
@@ -147,10 +152,8 @@ class StructuredOutputs(Fields):
     grammar: str | None = None
 
 
-StopStrings = Annotated[
-    list[Annotated[str, StringConstraints(min_length=1, max_length=1024)]],
-    Field(max_length=MAX_STOP_STRINGS),
-]
+_StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+StopStrings = Annotated[list[_StopString], Field(max_length=MAX_STOP_STRINGS)]
 
 
 def _stop_list(stop: Any) -> Any:
@@ -169,7 +172,10 @@ class GenerationFields(Fields):
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-_MAX_INT64 - 1, le=_MAX_INT64)
     n: int | None = Field(None, ge=1)
-    stop: Annotated[StopStrings | None, BeforeValidator(_stop_list)] = None
+    stop: Annotated[
+        StopStrings | None,
+        BeforeValidator(_stop_list, json_schema_input_type=_StopString | StopStrings | None),
+    ] = None
     stop_token_ids: list[Annotated[int, Field(ge=0, le=_MAX_INT32)]] | None = Field(
         None, max_length=64
     )
@@ -212,6 +218,8 @@ class GenerationFields(Fields):
 class ChatCompletionRequest(GenerationFields):
     """Body of `POST /v1/chat/completions`."""
 
+    model_config = ConfigDict(json_schema_extra=documented(UNSUPPORTED_CHAT))
+
     messages: list[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1, le=_MAX_INT32)
     logprobs: bool | None = None
@@ -242,6 +250,9 @@ TokenIds = Annotated[
 ]
 
 
+_Prompts = str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=1)]
+
+
 def _single_prompt(prompt: Any) -> Any:
     """OpenAI takes a batch of prompts; a batch of one is the same as its only member."""
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
@@ -258,10 +269,12 @@ def _single_prompt(prompt: Any) -> Any:
 class CompletionRequest(GenerationFields):
     """Body of `POST /v1/completions`."""
 
+    model_config = ConfigDict(json_schema_extra=documented(UNSUPPORTED_COMPLETION))
+
     prompt: Annotated[
         Annotated[str, Tag("<text>")] | Annotated[TokenIds, Tag("<list>")],
         text_or_list("token ids"),
-        BeforeValidator(_single_prompt),
+        BeforeValidator(_single_prompt, json_schema_input_type=_Prompts),
     ]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
 
@@ -283,3 +296,10 @@ class TokenizeRequest(Fields):
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequestError("Send either 'prompt' or 'messages'.", param="prompt")
         return self
+
+
+class DetokenizeRequest(Fields):
+    """Body of `POST /detokenize`."""
+
+    model: str = Field(min_length=1, max_length=512)
+    tokens: TokenIds

@@ -7,7 +7,7 @@ defaults.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from python_backend.errors import InvalidRequestError
@@ -83,6 +83,16 @@ UNSUPPORTED_MESSAGES: dict[str, tuple[object, ...]] = {
     "tool_choice": (),
     "tools": ([],),
 }
+
+
+def documented(unsupported: Mapping[str, tuple[object, ...]]) -> Callable[[dict[str, Any]], None]:
+    """Adds the fields to the JSON schema of a model, with the values that pass."""
+
+    def add(schema: dict[str, Any]) -> None:
+        fields = {name: {"enum": [None, *off]} for name, off in unsupported.items()}
+        schema["properties"] = {**schema["properties"], **fields}
+
+    return add
 
 
 def without_unsupported(

@@ -61,7 +61,7 @@ class Engine:
     ) -> None:
         self.scheduler = scheduler
         self._runner = runner
-        self._token_text = token_text
+        self.token_text = token_text
         self._eos_token_ids = frozenset(eos_token_ids)
         self._sampler = Sampler()
         self._plan: StepPlan | None = None
@@ -113,7 +113,7 @@ class Engine:
             self._runner.array_module,
             None if request.constraint is None else request.constraint.copy(),
         )
-        return _ChoiceState(sampler, Detokenizer(self._token_text, request.params))
+        return _ChoiceState(sampler, Detokenizer(self.token_text, request.params))
 
     def abort(self, request_id: str) -> bool:
         """Drop a request; its slots are free at the next step. False if it is not here."""
@@ -176,7 +176,7 @@ class Engine:
         state = self._states[choice]
         text, matched_stop = self._text(choice, token, state.detokenizer)
         wants_logprobs = state.sampler.params.logprobs is not None
-        logprobs = [self._token_text.logprob_entry(token)] if wants_logprobs else None
+        logprobs = [self.token_text.logprob_entry(token)] if wants_logprobs else None
         output = RequestOutput(
             choice.request.request_id, choice.index, text, [token.token_id], logprobs
         )

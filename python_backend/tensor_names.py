@@ -57,6 +57,9 @@ CANCEL: Final = "cancel"
 """BYTES [1]: id of the request to abort; the only input of such a request. It answers at once with
 an empty `text` and `details` `{"cancelled": true|false}`."""
 
+# A request to the decoder with nothing but `prompt_token_ids` asks for their text, control tokens
+# included; it is answered at once with `text` and empty `details`.
+
 PREPROCESS_SUFFIX: Final = "-preprocess"
 ENCODER_SUFFIX: Final = "-encoder"
 DECODER_SUFFIX: Final = "-decoder"

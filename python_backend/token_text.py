@@ -18,10 +18,11 @@ import codecs
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from python_backend.errors import BundleError
+from python_backend.errors import BundleError, InvalidRequestError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -161,6 +162,20 @@ class TokenText:
     def to_text(self, token_id: int) -> str:
         """The token as text, with U+FFFD for bytes that are not whole characters."""
         return self.piece(token_id).data.decode("utf-8", errors="replace")
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, control tokens included.
+
+        Raises:
+            InvalidRequestError: the tokenizer has no such token.
+        """
+        for token_id in token_ids:
+            if not 0 <= token_id < 2**32 or self._tokenizer.id_to_token(token_id) is None:
+                raise InvalidRequestError(
+                    f"the tokenizer has no token {token_id}", param="prompt_token_ids"
+                )
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        return text
 
     def logprob_entry(self, sampled: SampledToken) -> dict[str, Any]:
         """The log probability of one generated token as the OpenAI API writes it.

@@ -88,9 +88,9 @@ def _input(request: Any, name: str) -> Any:
     return tensor
 
 
-def has_tensor(request: Any, name: str) -> bool:
-    """Whether an optional input is there."""
-    return pb_utils.get_input_tensor_by_name(request, name) is not None
+def tensor_names(request: Any) -> set[str]:
+    """Which of its optional inputs a request has."""
+    return {tensor.name() for tensor in request.inputs()}
 
 
 def read_bytes(request: Any, name: str) -> list[bytes]:

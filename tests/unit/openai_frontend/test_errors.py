@@ -316,7 +316,7 @@ async def test_unknown_model_is_not_found(make_proxy) -> None:
     ("method", "path", "status", "code"),
     [
         ("GET", "/docs", 404, "unknown_url"),
-        ("GET", "/openapi.json", 404, "unknown_url"),
+        ("GET", "/redoc", 404, "unknown_url"),
         ("POST", "/v1/embeddings", 404, "unknown_url"),
         ("GET", "/v1/chat/completions", 405, "method_not_supported"),
         ("POST", "/v1/models", 405, "method_not_supported"),
