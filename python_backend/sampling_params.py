@@ -32,6 +32,7 @@ MAX_GRAMMAR_CHOICES: Final = 1024
 """Strings of the grammar `choice`."""
 
 _MAX_SEED = 2**63
+_MAX_PRIORITY = 2**31 - 1
 _MAX_SHOWN_CHARS = 80
 
 
@@ -85,6 +86,10 @@ class SamplingParams:
         logprobs: most likely alternatives to report per token; 0: the chosen token only; None: no
             log probabilities.
         grammar: what each answer must match, from its first token to its end.
+        skip_special_tokens: leave control tokens out of the text.
+        priority: requests with a lower one leave the waiting queue earlier.
+        return_token_ids: tell the prompt's tokens too; those of the answer are always told.
+        prompt_logprobs: as `logprobs`, for the tokens of the prompt; None: nothing about them.
 
     Raises:
         InvalidRequestError: a value is outside its limits; `param` names the field.
@@ -109,6 +114,10 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     logprobs: int | None = None
     grammar: Grammar | None = None
+    skip_special_tokens: bool = True
+    priority: int = 0
+    return_token_ids: bool = False
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
@@ -135,6 +144,8 @@ class SamplingParams:
                 param="repetition_penalty",
             )
         _check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _check_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        _check_range("priority", self.priority, -_MAX_PRIORITY, _MAX_PRIORITY)
         if self.grammar is not None and (self.ignore_eos or self.min_tokens):
             name = "ignore_eos" if self.ignore_eos else "min_tokens"
             raise InvalidRequestError(
@@ -363,4 +374,8 @@ _READERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "logit_bias": _read_logit_bias,
     "logprobs": _read_int,
     "grammar": _read_grammar,
+    "skip_special_tokens": _read_bool,
+    "priority": _read_int,
+    "return_token_ids": _read_bool,
+    "prompt_logprobs": _read_int,
 }

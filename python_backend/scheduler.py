@@ -16,7 +16,7 @@ A decode step therefore covers a prefix of the rows, and whoever leaves is repla
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -67,6 +67,8 @@ class Request:
         max_tokens: output tokens per choice, at most.
         stop_token_ids: tokens that end a choice.
         num_choices: answers to generate.
+        priority: who waits is admitted in this order, the lowest first; equals as they came.
+        max_chunk_tokens: longest prefill chunk, but for parts that must be whole; None: the scheduler's.
         whole_ranges: parts of the prompt, as (first token, token after the last), in order, that are
             computed in one step each even if that takes a longer chunk.
         num_computed_tokens: prompt tokens in the cache so far.
@@ -79,6 +81,8 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     num_choices: int = 1
     whole_ranges: tuple[tuple[int, int], ...] = ()
+    priority: int = 0
+    max_chunk_tokens: int | None = None
     num_computed_tokens: int = 0
     choices: list[Choice] = field(init=False)
 
@@ -93,6 +97,7 @@ class Request:
     def chunk_end(self, num_tokens: int) -> int:
         """Where a chunk of about `num_tokens` that begins at the first uncomputed token ends."""
         start = self.num_computed_tokens
+        num_tokens = min(num_tokens, self.max_chunk_tokens or num_tokens)
         end = min(start + num_tokens, self.num_prompt_tokens)
         for first, after in self.whole_ranges:
             if first < end < after:
@@ -155,7 +160,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.max_waiting = max_waiting
-        self._waiting: deque[Request] = deque()
+        self._waiting: list[Request] = []
         self._running: list[Choice] = []
         self._prefilling: Request | None = None
         self._prefill_slot = 0
@@ -189,7 +194,7 @@ class Scheduler:
     # --- coming and going ----------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        """Queue a request.
+        """Queue a request, before those that wait with a higher `priority`.
 
         Raises:
             PromptTooLongError: prompt, or prompt and output, exceed `max_model_len`.
@@ -220,7 +225,7 @@ class Scheduler:
             raise OverloadedError(
                 f"the server has {len(self._waiting)} requests waiting, which is its limit; retry later"
             )
-        self._waiting.append(request)
+        insort(self._waiting, request, key=lambda waiting: waiting.priority)
 
     def abort(self, request_id: str) -> Request | None:
         """Drop a request wherever it is; its slots are free at the next step. None if unknown."""
@@ -307,7 +312,7 @@ class Scheduler:
         if self._prefilling is not None or not self._waiting:
             return
         if len(self._running) + self._waiting[0].num_choices <= self.max_num_seqs:
-            self._prefilling = self._waiting.popleft()
+            self._prefilling = self._waiting.pop(0)
             self._prefill_slot = len(self._running)
 
     def update(self, plan: StepPlan, token_ids: Sequence[int]) -> None:
@@ -338,6 +343,8 @@ class Scheduler:
         assert slots == list(range(len(slots))), f"slots are not compact: {slots}"
         used = len(self._running) + len(self._fresh) + (self._prefilling is not None)
         assert used <= self.max_num_seqs, f"{used} of {self.max_num_seqs} slots"
+        priorities = [request.priority for request in self._waiting]
+        assert priorities == sorted(priorities), f"the queue is out of order: {priorities}"
         if self._prefilling is not None:
             assert self._prefill_slot not in slots, "a prompt is computed in a row that is running"
         for choice in self._running:

@@ -24,6 +24,8 @@ class Visit:
         stop_at: output token that is a stop token, per choice.
         stop_string_at: output token after which a stop string ends the choice from outside.
         whole: the part of the prompt that must be computed in one step, if there is one.
+        priority: who waits is admitted by it, then by arrival.
+        max_chunk: tokens of the prompt computed in one step, at most.
     """
 
     arrival: int
@@ -34,6 +36,8 @@ class Visit:
     stop_at: tuple[int, ...]
     stop_string_at: int | None
     whole: tuple[int, int] | None
+    priority: int
+    max_chunk: int | None
 
 
 @st.composite
@@ -49,6 +53,8 @@ def visits(draw):
         stop_at=draw(st.tuples(*[st.integers(1, 12)] * 3)),
         stop_string_at=draw(st.none() | st.integers(1, 8)),
         whole=draw(st.none() | edges.map(lambda pair: tuple(sorted(pair)))),
+        priority=draw(st.integers(-2, 2)),
+        max_chunk=draw(st.none() | st.integers(1, 5)),
     )
 
 
@@ -58,7 +64,8 @@ class Traffic:
 
     Attributes:
         rows: per cache row and position, (request, choice or None for the prompt, index) or None.
-        prefilled: prompt tokens computed per request, in the order in which prompts began.
+        prefilled: prompt tokens computed per request.
+        admitted: requests that left the queue, in this order.
         outputs: tokens sampled per choice.
     """
 
@@ -67,6 +74,7 @@ class Traffic:
     rows: list[list[object]] = field(init=False)
     requests: dict[str, Request] = field(default_factory=dict)
     prefilled: dict[str, int] = field(default_factory=dict)
+    admitted: list[str] = field(default_factory=list)
     outputs: dict[Choice, int] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
     aborted: set[str] = field(default_factory=set)
@@ -96,6 +104,8 @@ class Traffic:
                 frozenset({STOP_TOKEN}),
                 visit.num_choices,
                 () if visit.whole is None else (visit.whole,),
+                visit.priority,
+                visit.max_chunk,
             )
             try:
                 self.scheduler.add_request(request)
@@ -119,14 +129,20 @@ class Traffic:
 
     def _must_prefill(self) -> bool:
         """Whether a prompt is under way, or the first of the queue fits beside what runs."""
-        for name in self.added:
-            request = self.requests[name]
-            if request.is_finished or request.choices[0] in self.outputs:
-                continue
-            if name in self.prefilled:
-                return True
-            return len(self._running()) + request.num_choices <= self.scheduler.max_num_seqs
-        return False
+        open_ = [
+            name
+            for name in self.added
+            if not self.requests[name].is_finished
+            and self.requests[name].choices[0] not in self.outputs
+        ]
+        if not open_ or (self.admitted and self.admitted[-1] in open_):
+            return bool(open_)
+        first = min(open_, key=lambda name: self.requests[name].priority)
+        needed = len(self._running()) + self.requests[first].num_choices
+        if needed > self.scheduler.max_num_seqs:
+            return False
+        self.admitted.append(first)
+        return True
 
     def _step(self) -> StepPlan | None:
         running, must_prefill = self._running(), self._must_prefill()
@@ -152,13 +168,16 @@ class Traffic:
 
     def _prefill(self, plan):
         name, start = plan.request.request_id, plan.start
+        assert name == self.admitted[-1], "somebody else was first"
         stop = start + plan.num_scheduled_tokens
         assert start == self.prefilled.setdefault(name, 0), "a gap or a repetition"
         first, after = self.visits[int(name[1:])].whole or (0, 0)
         assert start <= first or start >= after, "cut into what must be whole"
         assert stop <= first or stop >= after, "cut into what must be whole"
         is_whole = (start, stop) == (first, after)
-        assert 1 <= plan.num_scheduled_tokens <= self.scheduler.max_num_batched_tokens or is_whole
+        longest = self.scheduler.max_num_batched_tokens
+        longest = min(longest, self.visits[int(name[1:])].max_chunk or longest)
+        assert 1 <= plan.num_scheduled_tokens <= longest or is_whole
         assert self.rows[plan.slot][:start] == [(name, None, i) for i in range(start)]
         self.rows[plan.slot][start:stop] = [(name, None, i) for i in range(start, stop)]
         self.prefilled[name] = stop
@@ -200,7 +219,8 @@ class Traffic:
     max_waiting=st.integers(1, 10),
 )
 def test_random_traffic(visits, max_num_seqs, chunk, max_waiting):
-    """Rows hold their own history, nobody starves, everybody ends once, first come first served."""
+    """Rows hold their own history, steps alternate, everybody ends once, and the queue is served by
+    priority and then by arrival."""
     scheduler = Scheduler(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=chunk,
@@ -211,8 +231,7 @@ def test_random_traffic(visits, max_num_seqs, chunk, max_waiting):
     traffic.run()
     assert not scheduler.has_unfinished
     assert scheduler.num_running == scheduler.num_waiting == 0
-    begun = list(traffic.prefilled)
-    assert begun == [name for name in traffic.added if name in traffic.prefilled]
+    assert set(traffic.prefilled) <= set(traffic.admitted)
     for name, request in traffic.requests.items():
         assert request.is_finished
         if name not in traffic.aborted:
