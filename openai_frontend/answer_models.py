@@ -106,6 +106,17 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
+class PromptLogprob(AnswerFields):
+    """vLLM's log probability of a token in the prompt."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
 class ChatLogprobs(AnswerFields):
     """Log probabilities of a chat's tokens."""
 
@@ -131,6 +142,7 @@ class ChatChoice(AnswerFields):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
     matched_stop: int | str | None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(OpenAIObject):
@@ -140,6 +152,8 @@ class ChatCompletion(OpenAIObject):
     choices: list[ChatChoice]
     usage: UsageObject
     metadata: AnswerMetadata
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class ChatDelta(AnswerFields):
@@ -158,6 +172,7 @@ class ChatChunkChoice(AnswerFields):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     matched_stop: int | str | None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletionChunk(OpenAIObject):
@@ -166,14 +181,15 @@ class ChatCompletionChunk(OpenAIObject):
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
     usage: UsageObject | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class CompletionLogprobs(AnswerFields):
     """Log probabilities in OpenAI's classic form."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -185,12 +201,15 @@ class CompletionChunkChoice(AnswerFields):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     matched_stop: int | str | None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class CompletionChoice(CompletionChunkChoice):
     """One answer to a plain prompt."""
 
     finish_reason: FinishReason
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(OpenAIObject):

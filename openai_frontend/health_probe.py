@@ -18,7 +18,8 @@ from python_backend.errors import EngineError, OverloadedError, VlmError
 _log = logging.getLogger(__name__)
 _SIDE = 32
 """Of the picture, in pixels."""
-_SAMPLING: dict[str, Any] = {"max_tokens": 1}
+# Before everyone who waits.
+_SAMPLING: dict[str, Any] = {"max_tokens": 1, "priority": -(2**31 - 1)}
 _ABOUT_NOTHING: dict[str, Any] = {"messages": [{"role": "user", "content": "?"}]}
 _ABOUT_A_PICTURE: dict[str, Any] = {
     "messages": [

@@ -20,12 +20,8 @@ from openai_frontend import answer_models as answers
 from openai_frontend import anthropic_messages
 from openai_frontend.anthropic_messages import CountTokensRequest, MessagesRequest
 from openai_frontend.errors import kinds_of
-from openai_frontend.protocol import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
+from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest
+from openai_frontend.tokenize_requests import DetokenizeRequest, TokenizeRequest
 from openai_frontend.version import VERSION
 
 _JSON, _EVENTS = "application/json", "text/event-stream"
@@ -113,7 +109,7 @@ def openapi_document(routes: Sequence[BaseRoute], needs_key: Callable[[str], boo
     paths: dict[str, Schema] = {}
     for route in routes:
         assert isinstance(route, APIRoute)
-        for method in sorted(route.methods):
+        for method in sorted(route.methods or ()):
             operation = _operation(route, method, needs_key(route.path_format))
             paths.setdefault(route.path_format, {})[method.lower()] = operation
     return {
@@ -170,9 +166,7 @@ def _responses(path: str, described: _Operation, method: str, needs_key: bool) -
     if described.answer is not None:
         content[_JSON] = {"schema": _ref(described.answer)}
     if described.event is not None:
-        name = described.event.__name__
-        text = f"If `stream` is true: server-sent events whose data is a {name}, then `[DONE]`."
-        content[_EVENTS] = {"schema": {"type": "string", "description": text}}
+        content[_EVENTS] = {"schema": _event(described.event)}
     responses: Schema = {"200": _response("The answer.", content if method != "HEAD" else {})}
     if described.is_cached:
         responses["304"] = _response("What the client has is still right.", {})
@@ -181,6 +175,21 @@ def _responses(path: str, described: _Operation, method: str, needs_key: bool) -
     for status in sorted(statuses):
         responses[str(status)] = _error_response(status, is_anthropic)
     return responses
+
+
+def _event(data: type[BaseModel]) -> Schema:
+    """Of each server-sent event: what it tells, then the mark of the end."""
+    told = {
+        "type": "string",
+        "contentMediaType": _JSON,
+        "contentSchema": {"anyOf": [_ref(data), _ref(answers.ErrorAnswer)]},
+    }
+    return {
+        "description": "Each event of the stream that `stream` asks for.",
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, told]}},
+    }
 
 
 def _response(description: str, content: Schema) -> Schema:

@@ -242,6 +242,8 @@ def delta_of(response: service_pb2.ModelInferResponse) -> Delta | None:
             finish_reason=details.get("finish_reason"),
             matched_stop=details.get("matched_stop"),
             usage=None if usage is None else Usage(**usage),
+            prompt_token_ids=details.get("prompt_token_ids"),
+            prompt_logprobs=details.get("prompt_logprobs") or (),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the decoder sent a response that is not understood: {error}") from error

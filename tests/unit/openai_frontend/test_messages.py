@@ -224,6 +224,8 @@ async def test_tokenize_answers_as_vllm_does(make_proxy, png_url) -> None:
         ({}, 400, "prompt"),
         ({"prompt": "a", "messages": HELLO}, 400, "prompt"),
         ({"prompt": ["a"]}, 400, "prompt"),
+        ({"prompt": "a", "add_generation_prompt": False}, 400, "add_generation_prompt"),
+        ({"prompt": "a", "mm_processor_kwargs": {"max_pixels": 9}}, 400, "mm_processor_kwargs"),
         ({"prompt": "a", "model": "x"}, 404, None),
         ({"messages": []}, 400, "messages"),
     ],
