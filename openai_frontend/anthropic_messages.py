@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag, model_validator
+from pydantic import ConfigDict, Field, Tag, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openai_frontend.backend import Delta, Usage
@@ -23,7 +23,7 @@ from openai_frontend.protocol import (
 )
 from openai_frontend.responses import Answer, Choice
 from openai_frontend.sse import dumps, named_event
-from openai_frontend.unsupported import UNSUPPORTED_MESSAGES, without_unsupported
+from openai_frontend.unsupported import UNSUPPORTED_MESSAGES, documented, without_unsupported
 from python_backend.errors import InvalidRequestError
 
 PATH = "/v1/messages"
@@ -92,6 +92,8 @@ class Metadata(Fields):
 
 class CountTokensRequest(Fields):
     """Body of `POST /v1/messages/count_tokens`."""
+
+    model_config = ConfigDict(json_schema_extra=documented(UNSUPPORTED_MESSAGES))
 
     model: str = Field(min_length=1, max_length=512)
     messages: list[Turn] = Field(min_length=1, max_length=4096)

@@ -11,15 +11,17 @@ from starlette.middleware.cors import CORSMiddleware
 from openai_frontend.admission import AdmissionMiddleware
 from openai_frontend.anthropic_messages import AnthropicErrorsMiddleware
 from openai_frontend.api_keys import ApiKeys
-from openai_frontend.authentication import PUBLIC_PATHS, AuthenticationMiddleware
+from openai_frontend.authentication import PUBLIC_PATHS, AuthenticationMiddleware, is_public
 from openai_frontend.backend import Backend
 from openai_frontend.body_limit import BodyLimitMiddleware
 from openai_frontend.chat import ChatService
 from openai_frontend.errors import install_error_handlers
 from openai_frontend.fetch import MediaFetcher
+from openai_frontend.health_probe import GenerationProbe
 from openai_frontend.media import MediaLoader
 from openai_frontend.metrics import Metrics
 from openai_frontend.observability import ObservabilityMiddleware
+from openai_frontend.openapi import openapi_document
 from openai_frontend.page_routes import page_router
 from openai_frontend.rate_limit import RateLimitMiddleware
 from openai_frontend.routes import router
@@ -57,13 +59,20 @@ def create_app(
         await fetcher.close()
         await backend.close()
 
-    # No generated API pages: bodies are parsed by hand, so FastAPI knows nothing to document.
+    # Nothing generated: bodies are parsed by hand, so FastAPI knows nothing to document.
     app = FastAPI(openapi_url=None, lifespan=lifespan, redirect_slashes=False)
     app.state.backend = backend
     app.state.metrics = metrics
     app.state.service = ChatService(settings, backend, MediaLoader(settings, fetcher))
+    app.state.probe = GenerationProbe(backend, settings.probe_timeout_s)
+    page = page_router(settings)
     app.include_router(router)
-    app.include_router(page_router(settings))
+    app.include_router(page)
+    public_paths = (*PUBLIC_PATHS, "/metrics") if settings.public_metrics else PUBLIC_PATHS
+    app.state.openapi = openapi_document(
+        (*router.routes, *page.routes),
+        lambda path: settings.needs_key and not is_public(path, public_paths),
+    )
     install_error_handlers(app, settings.retry_after_s)
     app.add_middleware(
         BodyLimitMiddleware,
@@ -81,7 +90,7 @@ def create_app(
         app.add_middleware(
             AuthenticationMiddleware,
             keys=ApiKeys(settings),
-            public_paths=(*PUBLIC_PATHS, "/metrics") if settings.public_metrics else PUBLIC_PATHS,
+            public_paths=public_paths,
         )
     app.add_middleware(AnthropicErrorsMiddleware)
     # Outside of the others, so that refused requests are counted and get a request id too.

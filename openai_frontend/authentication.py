@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,6 +20,14 @@ that is forgotten here is closed."""
 _BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
 
 
+def is_public(path: str, public_paths: Iterable[str]) -> bool:
+    """Whether `path` is one of `public_paths`, which are as `PUBLIC_PATHS`."""
+    return any(
+        path.startswith(public[:-1]) if public.endswith("/*") else path == public
+        for public in public_paths
+    )
+
+
 class AuthenticationMiddleware:
     """Refuses requests without a valid key before anything of them is read.
 
@@ -31,21 +40,17 @@ class AuthenticationMiddleware:
     def __init__(self, app: ASGIApp, *, keys: ApiKeys, public_paths: tuple[str, ...]) -> None:
         self._app = app
         self._keys = keys
-        self._exact = frozenset(path for path in public_paths if not path.endswith("/*"))
-        self._below = tuple(path[:-1] for path in public_paths if path.endswith("/*"))
+        self._public_paths = public_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve or refuse one request (ASGI)."""
-        if scope["type"] == "http" and not self._is_public(scope["path"]):
+        if scope["type"] == "http" and not is_public(scope["path"], self._public_paths):
             try:
                 self._authenticate(Headers(scope=scope), scope["state"]["record"])
             except VlmError as error:
                 await error_response(error, retry_after_s=0)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-    def _is_public(self, path: str) -> bool:
-        return path in self._exact or path.startswith(self._below)
 
     def _authenticate(self, headers: Headers, record: RequestRecord) -> None:
         bearer = _BEARER.fullmatch(headers.get("authorization", ""))

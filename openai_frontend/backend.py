@@ -59,7 +59,10 @@ class Delta:
         logprobs: one `{"token", "bytes", "logprob", "top_logprobs"}` per token, if asked for.
         finish_reason: `stop` or `length` on the last response of a choice, else None.
         matched_stop: on the last response, the token id or string that ended the choice, or None.
-        usage: on the last response, the tokens of the choice.
+        usage: on the first and the last response, the tokens of the choice so far.
+        prompt_token_ids: on the first response of choice 0, if asked for.
+        prompt_logprobs: of choice 0, on the first responses, of the next tokens of the prompt if asked for:
+            vLLM's objects, the prompt's own token first; `logprob` is None where there is none.
     """
 
     text: str
@@ -69,6 +72,8 @@ class Delta:
     finish_reason: str | None = None
     matched_stop: int | str | None = None
     usage: Usage | None = None
+    prompt_token_ids: Sequence[int] | None = None
+    prompt_logprobs: Sequence[dict[str, dict[str, Any]]] = ()
 
 
 class Backend(Protocol):
@@ -103,6 +108,14 @@ class Backend(Protocol):
 
         Raises:
             VlmError: the prompt was refused.
+        """
+        ...
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of tokens, control tokens included.
+
+        Raises:
+            VlmError: the model has no such token.
         """
         ...
 

@@ -23,14 +23,14 @@ from openai_frontend.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerationFields,
-    TokenizeRequest,
 )
 from openai_frontend.record import RequestRecord
-from openai_frontend.responses import Answer, ChatAnswer, Choice, CompletionAnswer
-from openai_frontend.sampling import cache_salt_of, sampling_of
+from openai_frontend.responses import Answer, AnswerOptions, ChatAnswer, Choice, CompletionAnswer
+from openai_frontend.sampling import cache_salt_of, num_logprobs_of, sampling_of
 from openai_frontend.settings import Settings
 from openai_frontend.structured_output import grammar_of
 from openai_frontend.token_estimate import estimate_output_tokens, estimate_prompt_tokens
+from openai_frontend.tokenize_requests import DetokenizeRequest, TokenizeRequest
 from openai_frontend.validation import parse_body
 from python_backend.errors import EngineError, InvalidRequestError, VlmError
 
@@ -90,6 +90,7 @@ class ChatService:
         """
         request = parse_body(body, ChatCompletionRequest)
         prompt, sources = to_prompt(request.messages)
+        prompt |= request.prompt_options()
         return await self._prepare(request, prompt, "messages", sources, ChatAnswer, record)
 
     async def prepare_messages(self, body: bytes | bytearray, record: RequestRecord) -> Generation:
@@ -127,6 +128,7 @@ class ChatService:
         sources: Sequence[ImageSource] = ()
         if request.messages is not None:
             prompt, sources = to_prompt(request.messages)
+            prompt |= request.prompt_options()
         model = await self._find_model(request.model, sources)
         token_ids = await self._tokenize(model, prompt, sources, record)
         return {
@@ -135,6 +137,25 @@ class ChatService:
             "tokens": token_ids,
             "token_strs": None,
         }
+
+    async def detokenize(self, body: bytes | bytearray, record: RequestRecord) -> str:
+        """The text that a body of `/detokenize` asks for.
+
+        Raises:
+            VlmError: the request is wrong, or Triton cannot be asked.
+        """
+        request = parse_body(body, DetokenizeRequest)
+        model = await self._find_model(request.model, ())
+        record.model = model.id
+        return await self._detokenize(model, request.tokens, "tokens")
+
+    async def _detokenize(self, model: ModelInfo, token_ids: Sequence[int], param: str) -> str:
+        try:
+            return await self._backend.detokenize(model.triton_name, token_ids)
+        except InvalidRequestError as error:
+            if error.param in _PROMPT_PARAMS:
+                error.param = param
+            raise
 
     async def _tokenize(
         self,
@@ -163,7 +184,14 @@ class ChatService:
         request = parse_body(body, CompletionRequest)
         key = "prompt" if isinstance(request.prompt, str) else "prompt_token_ids"
         prompt = {key: request.prompt}
-        return await self._prepare(request, prompt, "prompt", (), CompletionAnswer, record)
+        echo = await self._prompt_text(request) if request.echo else None
+        return await self._prepare(request, prompt, "prompt", (), CompletionAnswer, record, echo)
+
+    async def _prompt_text(self, request: CompletionRequest) -> str:
+        if isinstance(request.prompt, str):
+            return request.prompt
+        model = await self._find_model(request.model, ())
+        return await self._detokenize(model, request.prompt, "prompt")
 
     async def answer(self, generation: Generation, record: RequestRecord) -> bytes:
         """The whole answer.
@@ -214,6 +242,7 @@ class ChatService:
         sources: Sequence[ImageSource],
         answer_type: Callable[..., Answer],
         record: RequestRecord,
+        echo: str | None = None,
     ) -> Generation:
         sampling = sampling_of(request, self._settings.max_n)
         if (salt := cache_salt_of(request, record.api_key)) is not None:
@@ -238,8 +267,15 @@ class ChatService:
                 created=int(time.time()),
                 model=request.model,
                 fingerprint=model.fingerprint,
-                has_logprobs="logprobs" in sampling,
-                include_usage=request.include_usage,
+                options=AnswerOptions(
+                    has_logprobs=num_logprobs_of(request) is not None,
+                    include_usage=request.include_usage,
+                    has_running_usage=request.has_running_usage,
+                    has_token_ids=bool(request.return_token_ids),
+                    has_prompt_logprobs=request.prompt_logprobs is not None,
+                    num_choices=request.n or 1,
+                    echo=echo,
+                ),
             ),
             is_stream=bool(request.stream),
         )
@@ -295,7 +331,8 @@ class _Tally:
         """
         if not 0 <= delta.index < self._num_choices or delta.index in self._usages:
             raise EngineError(f"the backend sent text for choice {delta.index}, which is not open")
-        self.record.tokens_arrived(len(delta.token_ids))
+        if delta.token_ids or not delta.prompt_logprobs:
+            self.record.tokens_arrived(len(delta.token_ids))
         if delta.finish_reason is not None:
             self._usages[delta.index] = delta.usage or Usage(prompt_tokens=0, completion_tokens=0)
             usage = self.usage()

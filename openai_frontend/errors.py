@@ -122,11 +122,26 @@ _STATUS: dict[type[BaseException], tuple[int, str]] = {
     ServiceUnavailableError: (503, "server_error"),
 }
 _SERVER_ERROR = (500, "server_error")
+# Of errors that the routing itself raises.
+_HTTP_ERROR_CODES = {404: "unknown_url", 405: "method_not_supported"}
 
 
 def status_of(error: BaseException) -> int:
     """The HTTP status that answers `error`."""
     return _status_and_type(error)[0]
+
+
+def kinds_of(status: int) -> tuple[list[str], list[str | None] | None]:
+    """The types that errors with an HTTP status have, and their codes; None: one of many codes."""
+    if status == 400:
+        return ["invalid_request_error"], None
+    kinds = {cls: type_ for cls, (cls_status, type_) in _STATUS.items() if cls_status == status}
+    if not kinds:
+        return [_SERVER_ERROR[1]], [None]
+    codes = {getattr(cls, "default_code", None) for cls in kinds}
+    if status in _HTTP_ERROR_CODES:
+        codes.add(_HTTP_ERROR_CODES[status])
+    return sorted(set(kinds.values())), sorted(codes, key=str)
 
 
 def error_body(error: BaseException) -> dict[str, Any]:
@@ -165,14 +180,13 @@ def install_error_handlers(app: FastAPI, retry_after_s: int) -> None:
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        message = error.detail
         if error.status_code == 404:
             message = f"Unknown request URL: {request.method} {request.url.path}."
-            body = _body(message, "invalid_request_error", code="unknown_url")
         elif error.status_code == 405:
             message = f"{request.method} is not supported on {request.url.path}."
-            body = _body(message, "invalid_request_error", code="method_not_supported")
-        else:
-            body = _body(error.detail, "invalid_request_error")
+        code = _HTTP_ERROR_CODES.get(error.status_code)
+        body = _body(message, "invalid_request_error", code=code)
         return _json_response(body, error.status_code, dict(error.headers or {}))
 
     async def on_unexpected_error(request: Request, error: Exception) -> Response:

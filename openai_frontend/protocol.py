@@ -22,7 +22,10 @@ from pydantic import (
 )
 
 from openai_frontend.unsupported import (
+    UNSUPPORTED_CHAT,
     UNSUPPORTED_COMPLETION,
+    UNSUPPORTED_MESSAGE,
+    documented,
     without_unsupported,
     without_unsupported_chat,
 )
@@ -107,6 +110,8 @@ Content = Annotated[
 class Message(Fields):
     """One turn of a conversation."""
 
+    model_config = ConfigDict(json_schema_extra=documented(UNSUPPORTED_MESSAGE))
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
 
@@ -115,6 +120,69 @@ class StreamOptions(Fields):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_related_fields(self) -> StreamOptions:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise InvalidRequestError(
+                "'include_usage' must be true when 'continuous_usage_stats' is.",
+                param="stream_options.continuous_usage_stats",
+            )
+        return self
+
+
+class ChatTemplateKwargs(Fields):
+    """Variables that chat templates read; a model refuses those that its own does not read.
+
+    Nothing that brings messages, tools or templates, and no text in which a control token could stand.
+    """
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    add_vision_id: bool | None = None
+    date_string: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ,.:/-]{0,39}$")
+
+
+class MmProcessorKwargs(Fields):
+    """How many pixels an image is resized to, within what the checkpoint says."""
+
+    min_pixels: int | None = Field(None, ge=1, le=_MAX_INT32)
+    max_pixels: int | None = Field(None, ge=1, le=_MAX_INT32)
+
+    @model_validator(mode="after")
+    def _check_order(self) -> MmProcessorKwargs:
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise InvalidRequestError(
+                f"'min_pixels' is {self.min_pixels}, more than 'max_pixels', {self.max_pixels}.",
+                param="mm_processor_kwargs.min_pixels",
+            )
+        return self
+
+
+class ConversationFields(Fields):
+    """How a conversation becomes a prompt."""
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    mm_processor_kwargs: MmProcessorKwargs | None = None
+
+    @model_validator(mode="after")
+    def _check_end(self) -> ConversationFields:
+        if self.add_generation_prompt and self.continue_final_message:
+            raise InvalidRequestError(
+                "'continue_final_message' and 'add_generation_prompt' exclude each other; send one.",
+                param="continue_final_message",
+            )
+        return self
+
+    def prompt_options(self) -> dict[str, Any]:
+        """What the client set, as members of the PROMPT JSON."""
+        options = self.model_dump(include=set(ConversationFields.model_fields), exclude_none=True)
+        if self.continue_final_message:
+            options["add_generation_prompt"] = False
+        return {name: value for name, value in options.items() if value != {}}
 
 
 JsonSchema = dict[str, Any]
@@ -147,10 +215,8 @@ class StructuredOutputs(Fields):
     grammar: str | None = None
 
 
-StopStrings = Annotated[
-    list[Annotated[str, StringConstraints(min_length=1, max_length=1024)]],
-    Field(max_length=MAX_STOP_STRINGS),
-]
+_StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+StopStrings = Annotated[list[_StopString], Field(max_length=MAX_STOP_STRINGS)]
 
 
 def _stop_list(stop: Any) -> Any:
@@ -169,12 +235,16 @@ class GenerationFields(Fields):
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-_MAX_INT64 - 1, le=_MAX_INT64)
     n: int | None = Field(None, ge=1)
-    stop: Annotated[StopStrings | None, BeforeValidator(_stop_list)] = None
+    stop: Annotated[
+        StopStrings | None,
+        BeforeValidator(_stop_list, json_schema_input_type=_StopString | StopStrings | None),
+    ] = None
     stop_token_ids: list[Annotated[int, Field(ge=0, le=_MAX_INT32)]] | None = Field(
         None, max_length=64
     )
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=2)
@@ -192,6 +262,9 @@ class GenerationFields(Fields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: str | None = Field(None, min_length=1, max_length=512)
+    return_token_ids: bool | None = None
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    priority: int | None = Field(None, ge=-_MAX_INT32, le=_MAX_INT32)
     user: str | None = Field(None, max_length=512)
     safety_identifier: str | None = Field(None, max_length=512)
 
@@ -202,16 +275,33 @@ class GenerationFields(Fields):
                 "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
                 param="stream_options",
             )
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequestError(
+                "'prompt_logprobs' cannot be streamed; send the request without 'stream'.",
+                param="prompt_logprobs",
+            )
         return self
+
+    @property
+    def num_candidates(self) -> int | None:
+        """How many choices are generated, if the client says so."""
+        return self.n
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk about its tokens."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def has_running_usage(self) -> bool:
+        """Whether every chunk of a stream tells its tokens so far."""
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
-class ChatCompletionRequest(GenerationFields):
+
+class ChatCompletionRequest(GenerationFields, ConversationFields):
     """Body of `POST /v1/chat/completions`."""
+
+    model_config = ConfigDict(json_schema_extra=documented(UNSUPPORTED_CHAT))
 
     messages: list[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1, le=_MAX_INT32)
@@ -243,6 +333,9 @@ TokenIds = Annotated[
 ]
 
 
+_Prompts = str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=1)]
+
+
 def _single_prompt(prompt: Any) -> Any:
     """OpenAI takes a batch of prompts; a batch of one is the same as its only member."""
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
@@ -259,28 +352,51 @@ def _single_prompt(prompt: Any) -> Any:
 class CompletionRequest(GenerationFields):
     """Body of `POST /v1/completions`."""
 
+    model_config = ConfigDict(json_schema_extra=documented(UNSUPPORTED_COMPLETION))
+
     prompt: Annotated[
         Annotated[str, Tag("<text>")] | Annotated[TokenIds, Tag("<list>")],
         text_or_list("token ids"),
-        BeforeValidator(_single_prompt),
+        BeforeValidator(_single_prompt, json_schema_input_type=_Prompts),
     ]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    echo: bool | None = None
+    best_of: int | None = Field(None, ge=1)
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, fields: Any) -> Any:
         return without_unsupported(fields, UNSUPPORTED_COMPLETION)
 
-
-class TokenizeRequest(Fields):
-    """Body of `POST /tokenize`; a conversation is tokenized as it would be for an answer."""
-
-    model: str = Field(min_length=1, max_length=512)
-    prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=4096)
-
     @model_validator(mode="after")
-    def _check_one_of_both(self) -> TokenizeRequest:
-        if (self.prompt is None) == (self.messages is None):
-            raise InvalidRequestError("Send either 'prompt' or 'messages'.", param="prompt")
+    def _check_related_fields(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise InvalidRequestError(
+                f"'best_of' is {self.best_of}; it must be at least 'n', which is {self.n}.",
+                param="best_of",
+            )
+        if self.stream and (self.best_of or 1) > 1:
+            raise InvalidRequestError(
+                "The best of several choices is known at the end only; send 'best_of' without "
+                "'stream'.",
+                param="best_of",
+            )
+        has_both = self.echo and self.logprobs is not None
+        if self.stream and has_both:
+            raise InvalidRequestError(
+                "Log probabilities of the prompt cannot be streamed; send 'echo' with 'logprobs' "
+                "without 'stream'.",
+                param="echo",
+            )
+        if has_both and self.prompt_logprobs not in (None, self.logprobs):
+            raise InvalidRequestError(
+                "'echo' with 'logprobs' tells the same as 'prompt_logprobs'; make both numbers equal "
+                "or leave one out.",
+                param="prompt_logprobs",
+            )
         return self
+
+    @property
+    def num_candidates(self) -> int | None:
+        """How many choices are generated, if the client says so."""
+        return self.best_of or self.n

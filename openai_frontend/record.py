@@ -9,12 +9,19 @@ from openai_frontend.api_keys import ApiKey
 from openai_frontend.quota import Quota
 
 GENERATION_ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages"})
-PROMPT_ENDPOINTS = GENERATION_ENDPOINTS | {"/v1/messages/count_tokens", "/tokenize"}
+PROMPT_ENDPOINTS = GENERATION_ENDPOINTS | {
+    "/v1/messages/count_tokens",
+    "/tokenize",
+    "/detokenize",
+}
 ENDPOINTS = PROMPT_ENDPOINTS | {
     "/v1/models",
     "/v1/models/{model}",
     "/health/live",
     "/health/ready",
+    "/health/generate",
+    "/version",
+    "/openapi.json",
     "/metrics",
 }
 CLIENT_CLOSED_REQUEST = 499

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from openai_frontend.backend import Delta, Usage
@@ -24,14 +24,56 @@ class Choice:
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     matched_stop: int | str | None = None
+    token_ids: list[int] = field(default_factory=list)
+    prompt_token_ids: Sequence[int] = ()
+    prompt_logprobs: list[dict[str, dict[str, Any]]] = field(default_factory=list)
 
     def add(self, delta: Delta) -> None:
         """Append what `delta` brings."""
         self.text += delta.text
+        self.token_ids += delta.token_ids
+        self.prompt_token_ids = delta.prompt_token_ids or self.prompt_token_ids
+        self.prompt_logprobs += delta.prompt_logprobs
         self.logprobs += delta.logprobs or ()
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason
             self.matched_stop = delta.matched_stop
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, whose log probabilities must have been asked for."""
+        total: float = sum(item["logprob"] for item in self.logprobs)
+        return total / max(len(self.logprobs), 1)
+
+
+def best_choices(choices: Sequence[Choice], num_choices: int) -> Sequence[Choice]:
+    """The likeliest choices per token, likeliest first; all in their order if none is too many."""
+    if len(choices) <= num_choices:
+        return choices
+    return sorted(choices, key=lambda choice: -choice.mean_logprob)[:num_choices]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOptions:
+    """What the client wants to be told.
+
+    Attributes:
+        has_logprobs: log probabilities of the generated tokens.
+        include_usage: a last chunk of a stream with its usage.
+        has_running_usage: the usage so far in every other chunk too.
+        has_token_ids: ids of the prompt's and the generated tokens.
+        has_prompt_logprobs: log probabilities of the prompt's tokens.
+        num_choices: the best of those that were generated.
+        echo: text of the prompt, to be put before the answer; None: nothing of it.
+    """
+
+    has_logprobs: bool = False
+    include_usage: bool = False
+    has_running_usage: bool = False
+    has_token_ids: bool = False
+    has_prompt_logprobs: bool = False
+    num_choices: int = 1
+    echo: str | None = None
 
 
 class Answer(ABC):
@@ -62,8 +104,7 @@ class OpenAIAnswer(Answer):
         created: Unix time.
         model: name as the client wrote it.
         fingerprint: of the served configuration.
-        has_logprobs: whether the client asked for log probabilities.
-        include_usage: whether the stream ends with a usage chunk.
+        options: what the client wants to be told.
     """
 
     id_prefix: ClassVar[str]
@@ -77,8 +118,7 @@ class OpenAIAnswer(Answer):
         created: int,
         model: str,
         fingerprint: str,
-        has_logprobs: bool,
-        include_usage: bool,
+        options: AnswerOptions,
     ) -> None:
         self._head: dict[str, Any] = {
             "id": self.id_prefix + answer_id,
@@ -87,17 +127,24 @@ class OpenAIAnswer(Answer):
             "model": model,
             "system_fingerprint": fingerprint,
         }
-        self._has_logprobs = has_logprobs
-        self._include_usage = include_usage
+        self._options = options
         self._chunk_prefix = dumps(self._head | {"object": self.chunk_object})[:-1] + ',"choices":['
-        self._chunk_suffix = '],"usage":null}' if include_usage else "]}"
+        self._chunk_usage = ',"usage":null' if options.include_usage else ""
+        self._usage: Usage | None = None
+        self._num_tokens = 0
 
     def chunks(self, delta: Delta, *, is_first: bool) -> bytes:
         """Events for one delta."""
-        data = self._start_event(delta.index) if is_first else b""
-        logprobs = self._logprobs(delta.logprobs or (), delta) if self._has_logprobs else None
-        if delta.text or logprobs:
+        self._usage = self._usage or delta.usage
+        data = self._start_event(delta) if is_first else b""
+        self._num_tokens += len(delta.token_ids)
+        options = self._options
+        logprobs = self._logprobs(delta.logprobs or (), delta) if options.has_logprobs else None
+        has_token_ids = options.has_token_ids and delta.token_ids
+        if delta.text or logprobs or has_token_ids:
             encoded = "null" if logprobs is None else dumps(logprobs)
+            if has_token_ids:
+                encoded += f',"token_ids":{dumps(list(delta.token_ids))}'
             data += self._event(self._text_choice(delta.index, dumps(delta.text), encoded))
         if delta.finish_reason is not None:
             ending = (
@@ -109,7 +156,7 @@ class OpenAIAnswer(Answer):
 
     def ending(self, usage: Usage) -> bytes:
         """A chunk with the usage, if the client wants to know it, and the mark of the end."""
-        if not self._include_usage:
+        if not self._options.include_usage:
             return DONE
         return event(f'{self._chunk_prefix}],"usage":{dumps(usage_json(usage))}}}') + DONE
 
@@ -119,31 +166,67 @@ class OpenAIAnswer(Answer):
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """The choices in one object."""
-        body = self._head | {
-            "choices": [self._whole_choice(i, choice) for i, choice in enumerate(choices)],
+        prompt = choices[0]
+        kept = best_choices(choices, self._options.num_choices)
+        body = self._head | self._whole_members(prompt)
+        body |= {
+            "choices": [self._whole_choice(i, choice, prompt) for i, choice in enumerate(kept)],
             "usage": usage_json(usage),
             "metadata": {"weight_version": "default"},
         }
         return dumps(body).encode("utf-8", "replace")
 
-    def _event(self, choice: str) -> bytes:
-        return event(f"{self._chunk_prefix}{choice}{self._chunk_suffix}")
+    def _event(self, choice: str, members: str = "") -> bytes:
+        """A chunk of one choice; `members` follow the list of choices, each after a comma."""
+        usage = self._chunk_usage
+        if self._options.has_running_usage and self._usage is not None:
+            so_far = replace(self._usage, completion_tokens=self._num_tokens)
+            usage = f',"usage":{dumps(usage_json(so_far))}'
+        return event(f"{self._chunk_prefix}{choice}]{members}{usage}}}")
 
-    def _start_event(self, index: int) -> bytes:
+    def _prompt_token_ids(self, delta: Delta) -> str:
+        """The member of a choice's first chunk about the prompt, after a comma; or nothing."""
+        if not self._options.has_token_ids or delta.prompt_token_ids is None:
+            return ""
+        return f',"prompt_token_ids":{dumps(list(delta.prompt_token_ids))}'
+
+    def _token_ids(self, choice: Choice) -> dict[str, Any]:
+        return {"token_ids": choice.token_ids} if self._options.has_token_ids else {}
+
+    def _prompt_members(self, prompt: Choice) -> dict[str, Any]:
+        """What an answer tells of the prompt, which came with its first choice."""
+        members: dict[str, Any] = {}
+        if self._options.has_token_ids:
+            members["prompt_token_ids"] = list(prompt.prompt_token_ids)
+        if self._options.has_prompt_logprobs:
+            members["prompt_logprobs"] = [
+                None if _own(entry)["logprob"] is None else entry
+                for entry in prompt.prompt_logprobs
+            ]
+        return members
+
+    def _whole_members(self, prompt: Choice) -> dict[str, Any]:
+        """What a whole answer has beside its choices."""
+        return {}
+
+    def _start_event(self, delta: Delta) -> bytes:
         """What comes before the first text of a choice."""
         return b""
 
     @abstractmethod
     def _text_choice(self, index: int, text: str, logprobs: str) -> str:
-        """JSON of a choice that brings text; `text` and `logprobs` are JSON already."""
+        """JSON of a choice that brings text; `text` and `logprobs` are JSON already.
+
+        Other members may follow `logprobs`, after a comma.
+        """
 
     @abstractmethod
     def _end_choice(self, index: int, ending: str) -> str:
         """JSON of a choice that ends; `ending` holds the last members of the object."""
 
     @abstractmethod
-    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        """A choice of an answer that is not streamed."""
+    def _whole_choice(self, index: int, choice: Choice, prompt: Choice) -> dict[str, Any]:
+        """A choice of an answer that is not streamed; `prompt` is the one that tells of the prompt."""
 
     @abstractmethod
     def _logprobs(
@@ -159,10 +242,14 @@ class ChatAnswer(OpenAIAnswer):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def _start_event(self, index: int) -> bytes:
+    def _whole_members(self, prompt: Choice) -> dict[str, Any]:
+        return self._prompt_members(prompt)
+
+    def _start_event(self, delta: Delta) -> bytes:
         return self._event(
-            f'{{"index":{index},"delta":{{"role":"assistant","content":"","refusal":null}},'
-            '"logprobs":null,"finish_reason":null,"matched_stop":null}'
+            f'{{"index":{delta.index},"delta":{{"role":"assistant","content":"","refusal":null}},'
+            '"logprobs":null,"finish_reason":null,"matched_stop":null}',
+            self._prompt_token_ids(delta),
         )
 
     def _text_choice(self, index: int, text: str, logprobs: str) -> str:
@@ -174,7 +261,8 @@ class ChatAnswer(OpenAIAnswer):
     def _end_choice(self, index: int, ending: str) -> str:
         return f'{{"index":{index},"delta":{{}},{ending}}}'
 
-    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+    def _whole_choice(self, index: int, choice: Choice, prompt: Choice) -> dict[str, Any]:
+        has_logprobs = self._options.has_logprobs
         return {
             "index": index,
             "message": {
@@ -184,9 +272,10 @@ class ChatAnswer(OpenAIAnswer):
                 "reasoning_content": None,
                 "tool_calls": None,
             },
-            "logprobs": self._logprobs(choice.logprobs, None) if self._has_logprobs else None,
+            "logprobs": self._logprobs(choice.logprobs, None) if has_logprobs else None,
             "finish_reason": choice.finish_reason,
             "matched_stop": choice.matched_stop,
+            **self._token_ids(choice),
         }
 
     def _logprobs(
@@ -209,6 +298,13 @@ class CompletionAnswer(OpenAIAnswer):
         # Characters of the tokens sent so far, per choice: `text_offset` goes on across chunks.
         self._num_chars: dict[int, int] = {}
 
+    def _start_event(self, delta: Delta) -> bytes:
+        members = self._prompt_token_ids(delta)
+        if not self._options.echo and not members:
+            return b""
+        text = dumps(self._options.echo or "")
+        return self._event(self._text_choice(delta.index, text, f"null{members}"))
+
     def _text_choice(self, index: int, text: str, logprobs: str) -> str:
         return (
             f'{{"index":{index},"text":{text},"logprobs":{logprobs},'
@@ -218,13 +314,19 @@ class CompletionAnswer(OpenAIAnswer):
     def _end_choice(self, index: int, ending: str) -> str:
         return f'{{"index":{index},"text":"",{ending}}}'
 
-    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+    def _whole_choice(self, index: int, choice: Choice, prompt: Choice) -> dict[str, Any]:
+        text, logprobs = choice.text, choice.logprobs
+        if self._options.echo is not None:
+            text = self._options.echo + text
+            logprobs = [*map(_classic_item, prompt.prompt_logprobs), *logprobs]
         return {
             "index": index,
-            "text": choice.text,
-            "logprobs": self._logprobs(choice.logprobs, None) if self._has_logprobs else None,
+            "text": text,
+            "logprobs": self._logprobs(logprobs, None) if self._options.has_logprobs else None,
             "finish_reason": choice.finish_reason,
             "matched_stop": choice.matched_stop,
+            **self._token_ids(choice),
+            **self._prompt_members(prompt),
         }
 
     def _logprobs(
@@ -244,11 +346,26 @@ class CompletionAnswer(OpenAIAnswer):
             "token_logprobs": [item["logprob"] for item in logprobs],
             # OpenAI's classic form always has the chosen token, so up to logprobs + 1 members.
             "top_logprobs": [
-                {top["token"]: top["logprob"] for top in (*item["top_logprobs"], item)}
+                None
+                if item["logprob"] is None
+                else {top["token"]: top["logprob"] for top in (*item["top_logprobs"], item)}
                 for item in logprobs
             ],
             "text_offset": offsets,
         }
+
+
+def _own(entry: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What `Delta.prompt_logprobs` says of the prompt's own token."""
+    return next(iter(entry.values()))
+
+
+def _classic_item(entry: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A token of the prompt as one of the answer."""
+    own, *others = (
+        {"token": token["decoded_token"], "logprob": token["logprob"]} for token in entry.values()
+    )
+    return own | {"top_logprobs": others}
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:

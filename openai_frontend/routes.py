@@ -14,8 +14,10 @@ from openai_frontend.backend import Backend, ModelInfo
 from openai_frontend.chat import ChatService, Generation
 from openai_frontend.disconnect import until_disconnect
 from openai_frontend.errors import ModelNotFoundError, ServiceUnavailableError
+from openai_frontend.health_probe import GenerationProbe
 from openai_frontend.record import RequestRecord
 from openai_frontend.sse import EventStreamResponse
+from openai_frontend.version import VERSION
 from python_backend.errors import RequestCancelledError
 
 router = APIRouter()
@@ -54,6 +56,13 @@ async def tokenize(request: Request) -> Response:
     return JSONResponse(await _from_body(request, _service(request).tokenize))
 
 
+@router.post("/detokenize")
+async def detokenize(request: Request) -> Response:
+    """The text of tokens."""
+    text = await _from_body(request, _service(request).detokenize)
+    return JSONResponse({"prompt": text})
+
+
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
     """Models that can be asked for."""
@@ -85,6 +94,26 @@ async def is_ready(request: Request) -> Response:
     if not await backend.is_ready():
         raise ServiceUnavailableError
     return JSONResponse({"status": "ready"})
+
+
+@router.get("/health/generate")
+async def is_generating(request: Request) -> Response:
+    """Whether every model generates a token now."""
+    probe: GenerationProbe = request.app.state.probe
+    await probe.check()
+    return JSONResponse({"status": "generating"})
+
+
+@router.get("/version")
+async def get_version() -> Response:
+    """The version of this server."""
+    return JSONResponse({"version": VERSION})
+
+
+@router.get("/openapi.json")
+async def get_openapi(request: Request) -> Response:
+    """This document."""
+    return JSONResponse(request.app.state.openapi)
 
 
 @router.get("/metrics")

@@ -11,9 +11,10 @@ from python_backend.errors import InvalidRequestError
 
 # Fields whose name and meaning are the same in HTTP and in the decoder.
 _SAME = (
-    *("min_tokens", "temperature", "top_p", "min_p", "seed", "n", "stop", "stop_token_ids"),
+    *("min_tokens", "temperature", "top_p", "min_p", "seed", "stop", "stop_token_ids"),
     *("ignore_eos", "include_stop_str_in_output", "presence_penalty", "frequency_penalty"),
-    *("repetition_penalty", "logit_bias"),
+    *("repetition_penalty", "logit_bias", "skip_special_tokens", "priority"),
+    *("return_token_ids", "prompt_logprobs"),
 )
 
 
@@ -21,14 +22,19 @@ def sampling_of(request: GenerationFields, max_n: int) -> dict[str, Any]:
     """What the client set, with the decoder's keys; the decoder knows the model's defaults.
 
     Raises:
-        InvalidRequestError: `n` is over the server's limit, or `min_tokens` over `max_tokens`.
+        InvalidRequestError: too many choices for this server, or `min_tokens` over `max_tokens`.
     """
-    if request.n is not None and request.n > max_n:
-        raise InvalidRequestError(
-            f"'n' is {request.n}; this server generates at most {max_n} choices per request.",
-            param="n",
-        )
     sampling = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
+    num_candidates = request.num_candidates
+    if num_candidates is not None:
+        sampling["n"] = num_candidates
+        if num_candidates > max_n:
+            name = "n" if num_candidates == request.n else "best_of"
+            raise InvalidRequestError(
+                f"'{name}' is {num_candidates}; this server generates at most {max_n} choices per "
+                "request.",
+                param=name,
+            )
     for name in ("stop", "stop_token_ids", "logit_bias"):
         if not sampling.get(name, True):
             del sampling[name]
@@ -45,9 +51,11 @@ def sampling_of(request: GenerationFields, max_n: int) -> dict[str, Any]:
                 "allowed at most.",
                 param="min_tokens",
             )
-    num_logprobs = _num_logprobs(request)
+    num_logprobs = num_logprobs_of(request)
     if num_logprobs is not None:
         sampling["logprobs"] = num_logprobs
+    if isinstance(request, CompletionRequest):
+        _add_for_completion(request, sampling)
     return sampling
 
 
@@ -63,13 +71,20 @@ def cache_salt_of(request: GenerationFields, api_key: ApiKey | None) -> str | No
     return hmac.digest(key, (request.cache_salt or "").encode(), "sha256").hex()
 
 
+def _add_for_completion(request: CompletionRequest, sampling: dict[str, Any]) -> None:
+    if request.echo and request.logprobs is not None:
+        sampling["prompt_logprobs"] = request.logprobs
+    if (request.best_of or 1) > (request.n or 1):
+        sampling.setdefault("logprobs", 0)  # by which the best are found
+
+
 def _max_tokens(request: GenerationFields) -> int | None:
     if isinstance(request, ChatCompletionRequest) and request.max_completion_tokens is not None:
         return request.max_completion_tokens
     return request.max_tokens
 
 
-def _num_logprobs(request: GenerationFields) -> int | None:
+def num_logprobs_of(request: GenerationFields) -> int | None:
     """Alternatives to report per token; 0 is the chosen token alone, None nothing at all."""
     if isinstance(request, ChatCompletionRequest):
         return (request.top_logprobs or 0) if request.logprobs else None

@@ -84,6 +84,7 @@ class Settings:
     )
 
     models_ttl_s: float = _setting(5.0, "how long the list of Triton's models is remembered")
+    probe_timeout_s: float = _setting(10.0, "time in which /health/generate must have its tokens")
     retry_after_s: int = _setting(1, "Retry-After of 429 and 503 answers, in seconds")
     shutdown_timeout_s: int = _setting(10, "time running requests have to finish at shutdown")
     log_level: str = _setting("info", "debug, info, warning or error")

@@ -131,6 +131,17 @@ class TritonBackend:
                 token_ids += array("q", data)
         return token_ids
 
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of tokens; see `Backend.detokenize`."""
+        request = infer_request(model + DECODER_SUFFIX, "", {})
+        request.inputs.add(name=PROMPT_TOKEN_IDS, datatype="INT64", shape=[len(token_ids)])
+        request.raw_input_contents.append(array("q", token_ids).tobytes())
+        text = ""
+        async for response in TritonStream(self._stub, request):
+            delta = delta_of(response)
+            text += "" if delta is None else delta.text
+        return text
+
     async def models(self) -> list[ModelInfo]:
         """The models that can be asked for; see `Backend.models`."""
         return await self._directory.models()
@@ -231,6 +242,8 @@ def delta_of(response: service_pb2.ModelInferResponse) -> Delta | None:
             finish_reason=details.get("finish_reason"),
             matched_stop=details.get("matched_stop"),
             usage=None if usage is None else Usage(**usage),
+            prompt_token_ids=details.get("prompt_token_ids"),
+            prompt_logprobs=details.get("prompt_logprobs") or (),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the decoder sent a response that is not understood: {error}") from error

@@ -7,7 +7,7 @@ defaults.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from python_backend.errors import InvalidRequestError
@@ -21,8 +21,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "prompt_cache_retention": (),
     # Extensions of other servers that change what is generated.
     "chat_template": (),
-    "chat_template_kwargs": (),
-    "mm_processor_kwargs": (),
     "media_io_kwargs": (),
     "guided_json": (),
     "guided_regex": (),
@@ -30,18 +28,12 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "guided_grammar": (),
     "json_schema": (),
     "lora_path": (),
-    "priority": (),
-    "prompt_logprobs": (),
-    "return_token_ids": (False,),
-    "skip_special_tokens": (True,),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
 UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
     "audio": (),
     "echo": (False,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "function_call": (),
     "functions": (),
     "modalities": (["text"],),
@@ -55,8 +47,8 @@ UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
     "web_search_options": (),
 }
 UNSUPPORTED_COMPLETION: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
-    "best_of": (1,),
-    "echo": (False,),
+    "chat_template_kwargs": (),
+    "mm_processor_kwargs": (),
     "suffix": (),
 }
 # A client that sends our own answer back as history sends these, mostly null.
@@ -83,6 +75,16 @@ UNSUPPORTED_MESSAGES: dict[str, tuple[object, ...]] = {
     "tool_choice": (),
     "tools": ([],),
 }
+
+
+def documented(unsupported: Mapping[str, tuple[object, ...]]) -> Callable[[dict[str, Any]], None]:
+    """Adds the fields to the JSON schema of a model, with the values that pass."""
+
+    def add(schema: dict[str, Any]) -> None:
+        fields = {name: {"enum": [None, *off]} for name, off in unsupported.items()}
+        schema["properties"] = {**schema["properties"], **fields}
+
+    return add
 
 
 def without_unsupported(

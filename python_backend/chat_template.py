@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment
 from transformers import AutoTokenizer
 
 from python_backend.errors import BundleError, InvalidRequestError
@@ -27,20 +29,46 @@ _NUM_SHOWN_CHARS = 2
 """Characters of a control token by which its beginning is recognized in a text."""
 
 
+TEMPLATE_VARIABLES: Mapping[str, type] = {
+    "enable_thinking": bool,
+    "thinking": bool,
+    "add_vision_id": bool,
+    "date_string": str,
+}
+"""What a request may set of the variables that chat templates read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateOptions:
+    """How messages are rendered.
+
+    Attributes:
+        add_generation_prompt: whether the assistant's turn is opened behind them.
+        continue_final_message: whether the last message is left open instead, to be gone on with.
+        variables: values for some of `TEMPLATE_VARIABLES`.
+    """
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What the prompt is made of: exactly one of the fields.
+    """What the prompt is made of: exactly one of the first three fields.
 
     Attributes:
         messages: chat messages of a role and content, checked by `preprocess`; content is a string
             or parts `{"type": "text", "text": ...}` and `{"type": "image"}`.
         prompt: raw text, in which control tokens have their meaning.
         prompt_token_ids: ready ids.
+        options: for `messages`.
     """
 
     messages: Sequence[Message] | None = None
     prompt: str | None = None
     prompt_token_ids: Sequence[int] | None = None
+    options: TemplateOptions = field(default_factory=TemplateOptions)
 
 
 class ChatTemplate:
@@ -124,10 +152,27 @@ class ChatTemplate:
                 raise InvalidRequestError("the prompt is empty; give it some text", param="prompt")
             return np.asarray(ids, np.int64)
         assert conversation.messages is not None
-        return self._chat_token_ids(conversation.messages, image_texts)
+        self._check_variables(conversation.options.variables)
+        return self._chat_token_ids(conversation.messages, image_texts, conversation.options)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Every name that stands in the template's code."""
+        tokens = Environment().lex(self._tokenizer.get_chat_template())
+        return frozenset(value for _, kind, value in tokens if kind == "name")
+
+    def _check_variables(self, variables: Mapping[str, Any]) -> None:
+        for name, value in variables.items():
+            param = f"chat_template_kwargs.{name}"
+            if name not in self._names:
+                raise InvalidRequestError(
+                    f"the model's chat template does not read {name}: leave it out", param=param
+                )
+            if isinstance(value, str) and self._specials.search(value):
+                raise InvalidRequestError(f"{name} contains a control token", param=param)
 
     def _chat_token_ids(
-        self, messages: Sequence[Message], image_texts: Sequence[str]
+        self, messages: Sequence[Message], image_texts: Sequence[str], options: TemplateOptions
     ) -> np.ndarray:
         stand_ins = self._free_stand_ins(messages)
         disarmed = [
@@ -136,9 +181,19 @@ class ChatTemplate:
         ]
         try:
             text = self._tokenizer.apply_chat_template(
-                disarmed, tokenize=False, add_generation_prompt=True
+                disarmed,
+                tokenize=False,
+                add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
+                **options.variables,
             )
         except Exception as error:  # templates raise whatever their author chose
+            if "continue_final_message" in str(error):
+                raise InvalidRequestError(
+                    "the model's chat template does not show the end of the last message, so that it "
+                    "cannot be continued: end it with text",
+                    param="continue_final_message",
+                ) from error
             raise InvalidRequestError(
                 f"the model's chat template refuses this conversation: {error}", param="messages"
             ) from error

@@ -96,16 +96,16 @@ class Detokenizer:
     """The text of one choice.
 
     Without a stop string, all texts returned together are what
-    `tokenizer.decode(ids, skip_special_tokens=True)` gives for all ids. The cost of a token does
+    `tokenizer.decode(ids, skip_special_tokens=...)` gives for all ids. The cost of a token does
     not grow with the length of the text.
 
     Args:
         token_text: the tokens of the model; shared by all requests.
-        params: `stop`, `include_stop_str_in_output` and `min_tokens` are used.
+        params: `stop`, `include_stop_str_in_output`, `min_tokens` and `skip_special_tokens` are used.
     """
 
     def __init__(self, token_text: TokenText, params: SamplingParams) -> None:
-        self._stream = token_text.stream()
+        self._stream = token_text.stream(skip_special_tokens=params.skip_special_tokens)
         self._checker = StopChecker(params.stop, params.include_stop_str_in_output)
         self._min_tokens = params.min_tokens
         self._num_tokens = 0

@@ -10,8 +10,10 @@ import numpy as np
 from python_backend.arrays import Array
 from python_backend.detokenizer import Detokenizer
 from python_backend.errors import InvalidRequestError
+from python_backend.families.base import PreparedPrompt
 from python_backend.model_runner import ModelRunner
 from python_backend.prompt_key import PromptKey
+from python_backend.prompt_logprobs import MAX_CHUNK_TOKENS, prompt_logprobs
 from python_backend.request import GenerationRequest, RequestFailure, RequestOutput, Usage
 from python_backend.sampler import Sampler
 from python_backend.sampler_state import SampledToken, SamplerState
@@ -30,9 +32,10 @@ class _ChoiceState:
 
 @dataclass(slots=True)
 class _RequestState:
-    """Image tokens in the prompt, and choices whose last output is still to come."""
+    """The prompt, what is asked of it, and choices whose last output is still to come."""
 
-    num_image_tokens: int
+    prompt: PreparedPrompt
+    params: SamplingParams
     num_open_choices: int
 
 
@@ -65,7 +68,7 @@ class Engine:
     ) -> None:
         self.scheduler = scheduler
         self._runner = runner
-        self._token_text = token_text
+        self.token_text = token_text
         self._eos_token_ids = frozenset(eos_token_ids)
         self._prefix_cache = prefix_cache
         self._sampler = Sampler()
@@ -87,6 +90,12 @@ class Engine:
             OverloadedError: too many requests wait already.
         """
         self._runner.check(request)
+        if request.params.prompt_logprobs is not None and not self._runner.can_score_prompts:
+            raise InvalidRequestError(
+                "this model's engine gives no log probabilities of prompt tokens: leave "
+                "prompt_logprobs out, or ask a model that ONNX Runtime serves",
+                param="prompt_logprobs",
+            )
         params, prompt = request.params, request.prompt
         num_prompt = len(prompt.token_ids)
         room = self.scheduler.max_output_tokens(num_prompt)
@@ -97,13 +106,21 @@ class Engine:
             self._stop_token_ids(params),
             params.n,
             image_ranges(prompt.image_index) if self._runner.takes_whole_images else (),
-            PromptKey(prompt, params.cache_salt) if self._prefix_cache else None,
+            key=self._prompt_key(request),
+            priority=params.priority,
+            max_chunk_tokens=None if params.prompt_logprobs is None else MAX_CHUNK_TOKENS,
         )
         states = [self._new_state(request, choice) for choice in scheduled.choices]
         self.scheduler.add_request(scheduled)
         self._runner.add(request)
         self._states.update(zip(scheduled.choices, states, strict=True))
-        self._requests[request.request_id] = _RequestState(prompt.num_image_tokens, params.n)
+        self._requests[request.request_id] = _RequestState(prompt, params, params.n)
+
+    def _prompt_key(self, request: GenerationRequest) -> PromptKey | None:
+        """What the prompt is compared with others by; None if every token of it must be computed."""
+        if not self._prefix_cache or request.params.prompt_logprobs is not None:
+            return None
+        return PromptKey(request.prompt, request.params.cache_salt)
 
     def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
         eos = frozenset() if params.ignore_eos else self._eos_token_ids
@@ -119,7 +136,7 @@ class Engine:
             self._runner.array_module,
             None if request.constraint is None else request.constraint.copy(),
         )
-        return _ChoiceState(sampler, Detokenizer(self._token_text, request.params))
+        return _ChoiceState(sampler, Detokenizer(self.token_text, request.params))
 
     def abort(self, request_id: str) -> bool:
         """Drop a request; its slots are free at the next step. False if it is not here."""
@@ -148,7 +165,7 @@ class Engine:
             return []
         tokens = self._sample(plan, self._runner.run(plan))
         self.scheduler.update(plan, [token.token_id for token in tokens])
-        outputs: list[RequestOutput | RequestFailure] = []
+        outputs: list[RequestOutput | RequestFailure] = self._prompt_outputs(plan)
         for choice, token in zip(plan.choices, tokens, strict=True):
             state = self._states.get(choice)
             if state is None:  # its request has just failed
@@ -159,6 +176,19 @@ class Engine:
             else:
                 outputs.append(self._output(choice, token))
         return outputs
+
+    def _prompt_outputs(self, plan: StepPlan) -> list[RequestOutput | RequestFailure]:
+        """What a step tells of a prompt whose log probabilities are asked for."""
+        logits = self._runner.prompt_logits
+        if plan.request is None or logits is None:
+            return []
+        request_id, stop = plan.request.request_id, plan.start + plan.num_scheduled_tokens
+        prompt, params = self._requests[request_id].prompt, self._requests[request_id].params
+        assert params.prompt_logprobs is not None
+        entries = prompt_logprobs(
+            prompt, plan.start, stop, logits, params.prompt_logprobs, self.token_text
+        )
+        return [RequestOutput(request_id, 0, "", [], prompt_logprobs=entries)]
 
     def _fail(self, choice: Choice, reason: str) -> RequestFailure:
         request_id = choice.request.request_id
@@ -183,10 +213,12 @@ class Engine:
         state = self._states[choice]
         text, matched_stop = self._text(choice, token, state.detokenizer)
         wants_logprobs = state.sampler.params.logprobs is not None
-        logprobs = [self._token_text.logprob_entry(token)] if wants_logprobs else None
+        logprobs = [self.token_text.logprob_entry(token)] if wants_logprobs else None
         output = RequestOutput(
             choice.request.request_id, choice.index, text, [token.token_id], logprobs
         )
+        if choice.num_output_tokens == 1:
+            output = self._first_output(choice, output)
         if choice.finish_reason is None:
             return output
         usage, is_last = self._usage(choice), self._close_choice(choice)
@@ -198,6 +230,13 @@ class Engine:
             is_last=is_last,
         )
 
+    def _first_output(self, choice: Choice, output: RequestOutput) -> RequestOutput:
+        request = self._requests[choice.request.request_id]
+        token_ids = None
+        if choice.index == 0 and request.params.return_token_ids:
+            token_ids = request.prompt.token_ids.tolist()
+        return replace(output, usage=self._usage(choice), prompt_token_ids=token_ids)
+
     def _text(
         self, choice: Choice, token: SampledToken, detokenizer: Detokenizer
     ) -> tuple[str, int | str | None]:
@@ -207,7 +246,7 @@ class Engine:
         """
         is_stop_token = choice.finish_reason is FinishReason.STOP
         text = ""
-        if not is_stop_token:  # a stop token is not shown
+        if not is_stop_token or self._shows_stop(choice):
             text = detokenizer.append([token.token_id]).text
         if choice.finish_reason is not None:
             text += detokenizer.finish()
@@ -215,6 +254,9 @@ class Engine:
             self.scheduler.finish(choice, FinishReason.STOP)
             return text, detokenizer.matched_stop
         return text, token.token_id if is_stop_token else None
+
+    def _shows_stop(self, choice: Choice) -> bool:
+        return self._requests[choice.request.request_id].params.include_stop_str_in_output
 
     def _close_choice(self, choice: Choice) -> bool:
         """Count a choice's last output; True if it was its request's last, which is then forgotten."""
@@ -230,7 +272,7 @@ class Engine:
         return Usage(
             request.num_prompt_tokens,
             choice.num_output_tokens,
-            self._requests[request.request_id].num_image_tokens,
+            self._requests[request.request_id].prompt.num_image_tokens,
             request.num_cached_tokens,
         )
 

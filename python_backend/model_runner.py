@@ -14,6 +14,7 @@ from python_backend.arrays import Array
 from python_backend.errors import InvalidRequestError
 from python_backend.image_inputs import image_inputs
 from python_backend.kv_cache import KVCache
+from python_backend.prompt_logprobs import scored_tokens
 from python_backend.request import GenerationRequest
 from python_backend.runtimes.base import EngineRuntime
 from python_backend.scheduler import Choice, StepPlan
@@ -26,6 +27,7 @@ class RunnerRequest:
         image_embeds: [I, hidden_size], until the whole prompt is in the cache; None from then on.
         next_position: position of the first generated token.
         last_tokens: per choice, the token that is fed at its next step.
+        scores_prompt: whether logits are wanted for the tokens of the prompt too.
     """
 
     def __init__(self, request: GenerationRequest) -> None:
@@ -33,6 +35,7 @@ class RunnerRequest:
         self.image_embeds: Array | None = request.image_embeds
         self.next_position = int(request.prompt.position_ids.max()) + 1
         self.last_tokens = [0] * request.params.n
+        self.scores_prompt = request.params.prompt_logprobs is not None
 
 
 class ModelRunner:
@@ -42,6 +45,10 @@ class ModelRunner:
         runtime: the decoder graph.
         num_rows: slots of the scheduler.
         cross_attention: the graph that fills the images' part of the cache, if there is one.
+
+    Attributes:
+        prompt_logits: float32 [N, V] before each of the last step's `scored_tokens`, if they were asked for;
+            valid until the next run.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class ModelRunner:
         self._num_token_ids = spec.num_token_ids or self.vocab_size
         self._has_axes = len(spec.input("position_ids").shape) == 3
         self._requests: dict[str, RunnerRequest] = {}
+        self.prompt_logits: Array | None = None
 
     @property
     def cache_bytes(self) -> int:
@@ -65,6 +73,11 @@ class ModelRunner:
     def array_module(self) -> Any:
         """The module of the logits' arrays: NumPy, or CuPy."""
         return self._runtime.array_module
+
+    @property
+    def can_score_prompts(self) -> bool:
+        """Whether the graph's engine gives the logits that `prompt_logits` needs."""
+        return self._runtime.gives_many_logits
 
     @property
     def takes_whole_images(self) -> bool:
@@ -141,18 +154,22 @@ class ModelRunner:
         assert request.image_embeds is not None  # the prompt is computed once
         # Moved by the first chunk only.
         embeds = request.image_embeds = self.array_module.asarray(request.image_embeds)
+        wanted = np.array([stop - 1])
+        if request.scores_prompt:
+            wanted = np.concatenate([scored_tokens(prompt, start, stop) - 1, wanted])
         feeds = {
             "input_ids": prompt.token_ids[None, start:stop],
             "position_ids": self._positions(prompt.position_ids[:, None, start:stop]),
             "write_indices": np.array([start]),
             "kv_lengths": np.array([stop], np.int32),
-            "logits_index": np.array([[stop - start - 1]]),
+            "logits_index": wanted[None] - start,
             **self._images.prefill(slot, prompt, embeds, start, stop),
         }
         logits = self._runtime.run(feeds, self._cache.view(slot, slot + 1))["logits"][0]
         if stop == len(prompt.token_ids):
             request.image_embeds = None  # the cache holds all that they were needed for
-        return logits
+        self.prompt_logits = logits[:-1] if request.scores_prompt else None
+        return logits[-1:]
 
     def _decode(self, choices: tuple[Choice, ...]) -> Array:
         num_rows = len(choices)

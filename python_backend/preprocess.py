@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from python_backend.chat_template import Conversation
+from python_backend.chat_template import TEMPLATE_VARIABLES, Conversation, TemplateOptions
 from python_backend.errors import InvalidImageError, InvalidRequestError, PromptTooLongError
 from python_backend.families import load_family
-from python_backend.families.base import Detail, PreparedImage, PreparedPrompt, PromptImage
+from python_backend.families.base import (
+    Detail,
+    PixelBounds,
+    PreparedImage,
+    PreparedPrompt,
+    PromptImage,
+)
 from python_backend.image import ImageLimits, decode_image, image_hash, image_size
 from python_backend.manifest import ModelFolder
 
 _DETAILS: tuple[Detail, ...] = ("auto", "low", "high")
+_OPTIONS = frozenset(
+    (
+        *("add_generation_prompt", "continue_final_message"),
+        *("chat_template_kwargs", "mm_processor_kwargs"),
+    )
+)
 _ROLES = ("system", "user", "assistant")
 
 
@@ -62,6 +74,8 @@ class Preprocessor:
             InvalidImageError: an image is not readable or outside the limits.
         """
         conversation, details = read_prompt(prompt)
+        bounds = _read_pixel_bounds(prompt.get("mm_processor_kwargs"))
+        family = self.family if bounds is None else self.family.within(bounds)
         if len(details) != len(images):
             raise InvalidRequestError(
                 f"the prompt has {len(details)} image parts for {len(images)} images",
@@ -88,11 +102,11 @@ class Preprocessor:
         for (part, detail), data in zip(details.items(), images, strict=True):
             with _blamed_on(part):
                 image = decode_image(data, self._limits)
-                prepared.append(self.family.prepare_image(image, detail, len(images)))
+                prepared.append(family.prepare_image(image, detail, len(images)))
             fingerprint = self._manifest.processor_fingerprint
             # The same picture is another one when it is cut otherwise.
             shapes = {name: array.shape for name, array in prepared[-1].features.items()}
-            hashes.append(image_hash(image, fingerprint, detail, repr(shapes)))
+            hashes.append(image_hash(image, fingerprint, detail, repr(bounds), repr(shapes)))
             self._check_length(sum(image.num_tokens for image in prepared), len(prepared))
         result = self.family.prepare(conversation, prepared)
         self._check_length(len(result.token_ids), len(prepared))
@@ -131,12 +145,17 @@ def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, dict[str, Deta
     Raises:
         InvalidRequestError: it is not what `tensor_names.PROMPT` describes.
     """
-    if not isinstance(prompt, Mapping) or len(prompt) != 1:
+    content = prompt.keys() - _OPTIONS if isinstance(prompt, Mapping) else ()
+    if len(content) != 1:
         raise InvalidRequestError(
             "the prompt must be a JSON object with one of messages, prompt and prompt_token_ids",
             param="prompt",
         )
-    ((kind, value),) = prompt.items()
+    (kind,) = content
+    value = prompt[kind]
+    if kind != "messages" and len(prompt) > 1:
+        option = min(prompt.keys() & _OPTIONS)
+        raise InvalidRequestError(f"{option} is for messages only", param=option)
     if kind == "prompt" and isinstance(value, str):
         return Conversation(prompt=value), {}
     if (
@@ -149,8 +168,56 @@ def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, dict[str, Deta
         details: dict[str, Detail] = {}
         for i, message in enumerate(value):
             _read_message(message, f"messages[{i}]", details)
-        return Conversation(messages=value), details
+        return Conversation(messages=value, options=_read_template_options(prompt)), details
     raise InvalidRequestError(f"{kind} is empty or of the wrong type", param=str(kind))
+
+
+def _read_template_options(prompt: Mapping[str, Any]) -> TemplateOptions:
+    switches = {
+        name: prompt[name]
+        for name in ("add_generation_prompt", "continue_final_message")
+        if name in prompt
+    }
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InvalidRequestError(f"{name} must be true or false", param=name)
+    variables = prompt.get("chat_template_kwargs", {})
+    if not isinstance(variables, Mapping):
+        raise InvalidRequestError(
+            "chat_template_kwargs must be an object", param="chat_template_kwargs"
+        )
+    for name, value in variables.items():
+        # Nothing else may reach the template: it could replace the messages or bring functions.
+        if not isinstance(value, TEMPLATE_VARIABLES.get(name, ())):
+            raise InvalidRequestError(
+                f"chat_template_kwargs.{name} is not among what can be set, or of the wrong type: "
+                f"choose from {', '.join(TEMPLATE_VARIABLES)}",
+                param=f"chat_template_kwargs.{name}",
+            )
+    options = TemplateOptions(**switches, variables=variables)
+    if options.add_generation_prompt and options.continue_final_message:
+        raise InvalidRequestError(
+            "continue_final_message needs add_generation_prompt to be false",
+            param="continue_final_message",
+        )
+    return options
+
+
+def _read_pixel_bounds(values: object) -> PixelBounds | None:
+    if values is None:
+        return None
+    names = {field.name for field in fields(PixelBounds)}
+    if not isinstance(values, Mapping) or not names.issuperset(values):
+        raise InvalidRequestError(
+            f"mm_processor_kwargs must be an object with {' and '.join(sorted(names))}",
+            param="mm_processor_kwargs",
+        )
+    for name, value in values.items():
+        if type(value) is not int or value < 1:
+            raise InvalidRequestError(
+                f"{name} must be a positive integer", param=f"mm_processor_kwargs.{name}"
+            )
+    return PixelBounds(**values)
 
 
 def _read_message(message: object, path: str, details: dict[str, Detail]) -> None:

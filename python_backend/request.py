@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from python_backend.arrays import Array
 from python_backend.errors import VlmError
 from python_backend.families.base import PreparedPrompt
 from python_backend.sampling_params import SamplingParams
 from python_backend.structured_output import Constraint
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,13 @@ class RequestOutput:
         logprobs: one OpenAI token object per token, None if not asked for.
         finish_reason: `stop` or `length` on the choice's last output, else None.
         matched_stop: the stop token id or string that ended it, if one did.
-        usage: on the choice's last output.
+        usage: on the choice's first and last outputs; the first one's is out of date after a merge but
+            for the prompt.
         is_last: whether no choice of the request has anything more to come.
+        prompt_token_ids: on the first output of the request's first choice, if asked for.
+        prompt_logprobs: of the prompt tokens that this output covers, if asked for; only of the first
+            choice. Each is vLLM's object of token ids, the prompt's own token first, to `logprob` (None
+            for the first token of a prompt and for images), `rank` and `decoded_token`.
     """
 
     request_id: str
@@ -75,6 +82,8 @@ class RequestOutput:
     matched_stop: int | str | None = None
     usage: Usage | None = None
     is_last: bool = False
+    prompt_token_ids: Sequence[int] | None = None
+    prompt_logprobs: Sequence[dict[int, dict[str, Any]]] | None = None
 
     def merge(self, later: RequestOutput) -> RequestOutput:
         """This output and a later one of the same choice, as one."""
@@ -83,12 +92,18 @@ class RequestOutput:
             self.index,
             self.text + later.text,
             [*self.token_ids, *later.token_ids],
-            None if self.logprobs is None else [*self.logprobs, *(later.logprobs or ())],
+            _joined(self.logprobs, later.logprobs),
             later.finish_reason,
             later.matched_stop,
-            later.usage,
+            later.usage or self.usage,
             later.is_last,
+            _joined(self.prompt_token_ids, later.prompt_token_ids),
+            _joined(self.prompt_logprobs, later.prompt_logprobs),
         )
+
+
+def _joined(first: Sequence[_T] | None, second: Sequence[_T] | None) -> Sequence[_T] | None:
+    return [*(first or ()), *(second or ())] if first is not None or second is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ class Sampler:
         token_id = most_likely if greedy else self._draw(row, row[most_likely], state)
         if num_logprobs is None:
             return SampledToken(token_id)
-        return _with_logprobs(model_row, token_id, num_logprobs)
+        return with_logprobs(model_row, token_id, num_logprobs)
 
     def _draw(self, row: _Floats, peak: np.float32, state: SamplerState) -> int:
         """Draw a token by inverse distribution function, with one random number in any case."""
@@ -213,8 +213,8 @@ def largest_ids(values: _Floats, count: int) -> _Ids:
     return largest
 
 
-def _with_logprobs(row: _Floats, token_id: int, num_logprobs: int) -> SampledToken:
-    """Attach log probabilities.
+def with_logprobs(row: _Floats, token_id: int, num_logprobs: int) -> SampledToken:
+    """A token with its log probability and those of the most likely ones.
 
     Args:
         row: float32 [V] logits of the model.

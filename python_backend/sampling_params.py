@@ -32,6 +32,7 @@ MAX_GRAMMAR_CHOICES: Final = 1024
 """Strings of the grammar `choice`."""
 
 _MAX_SEED = 2**63
+_MAX_PRIORITY = 2**31 - 1
 _MAX_SHOWN_CHARS = 80
 
 
@@ -86,6 +87,10 @@ class SamplingParams:
             log probabilities.
         grammar: what each answer must match, from its first token to its end.
         cache_salt: prompts take over what is in the KV cache from prompts with the same salt only.
+        skip_special_tokens: leave control tokens out of the text.
+        priority: requests with a lower one leave the waiting queue earlier.
+        return_token_ids: tell the prompt's tokens too; those of the answer are always told.
+        prompt_logprobs: as `logprobs`, for the tokens of the prompt; None: nothing about them.
 
     Raises:
         InvalidRequestError: a value is outside its limits; `param` names the field.
@@ -111,6 +116,10 @@ class SamplingParams:
     logprobs: int | None = None
     grammar: Grammar | None = None
     cache_salt: str | None = None
+    skip_special_tokens: bool = True
+    priority: int = 0
+    return_token_ids: bool = False
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
@@ -137,6 +146,8 @@ class SamplingParams:
                 param="repetition_penalty",
             )
         _check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _check_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        _check_range("priority", self.priority, -_MAX_PRIORITY, _MAX_PRIORITY)
         if self.grammar is not None and (self.ignore_eos or self.min_tokens):
             name = "ignore_eos" if self.ignore_eos else "min_tokens"
             raise InvalidRequestError(
@@ -370,4 +381,8 @@ _READERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "logprobs": _read_int,
     "grammar": _read_grammar,
     "cache_salt": _read_str,
+    "skip_special_tokens": _read_bool,
+    "priority": _read_int,
+    "return_token_ids": _read_bool,
+    "prompt_logprobs": _read_int,
 }

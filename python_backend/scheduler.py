@@ -16,7 +16,7 @@ free rows hold is kept for prompts that begin alike: see `prefix_cache`.
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -76,6 +76,8 @@ class Request:
         whole_ranges: parts of the prompt, as (first token, token after the last), in order, that are
             computed in one step each even if that takes a longer chunk.
         key: what its prompt is compared with others by; None shares nothing.
+        priority: who waits is admitted in this order, the lowest first; equals as they came.
+        max_chunk_tokens: longest prefill chunk, but for parts that must be whole; None: the scheduler's.
         num_cached_tokens: prompt tokens that another request had computed.
         num_computed_tokens: prompt tokens in the cache so far.
         choices: the answers.
@@ -88,6 +90,8 @@ class Request:
     num_choices: int = 1
     whole_ranges: tuple[tuple[int, int], ...] = ()
     key: Key | None = None
+    priority: int = 0
+    max_chunk_tokens: int | None = None
     num_cached_tokens: int = 0
     num_computed_tokens: int = 0
     choices: list[Choice] = field(init=False)
@@ -103,6 +107,7 @@ class Request:
     def chunk_end(self, num_tokens: int) -> int:
         """Where a chunk of about `num_tokens` that begins at the first uncomputed token ends."""
         start = self.num_computed_tokens
+        num_tokens = min(num_tokens, self.max_chunk_tokens or num_tokens)
         end = min(start + num_tokens, self.num_prompt_tokens)
         for first, after in self.whole_ranges:
             if first < end < after:
@@ -174,7 +179,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.max_waiting = max_waiting
-        self._waiting: deque[Request] = deque()
+        self._waiting: list[Request] = []
         self._running: list[Choice] = []
         self._rows: PrefixCache[Choice] = PrefixCache(max_num_seqs)
         self._prefilling: Request | None = None
@@ -208,7 +213,7 @@ class Scheduler:
     # --- coming and going ----------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        """Queue a request.
+        """Queue a request, before those that wait with a higher `priority`.
 
         Raises:
             PromptTooLongError: prompt, or prompt and output, exceed `max_model_len`.
@@ -239,7 +244,7 @@ class Scheduler:
             raise OverloadedError(
                 f"the server has {len(self._waiting)} requests waiting, which is its limit; retry later"
             )
-        self._waiting.append(request)
+        insort(self._waiting, request, key=lambda waiting: waiting.priority)
 
     def abort(self, request_id: str) -> Request | None:
         """Drop a request wherever it is; its slots are free at the next step. None if unknown."""
@@ -354,7 +359,7 @@ class Scheduler:
             return []
         if first_free + self._waiting[0].num_choices > self.max_num_seqs:
             return []
-        request = self._prefilling = self._waiting.popleft()
+        request = self._prefilling = self._waiting.pop(0)
         prefix = self._rows.find(request.num_common_tokens, first_free)
         slot = self._prefill_slot = self._rows.slot_for(prefix, first_free)
         request.num_cached_tokens = request.num_computed_tokens = prefix.num_tokens
@@ -390,6 +395,8 @@ class Scheduler:
         assert slots == list(range(len(slots))), f"slots are not compact: {slots}"
         used = len(self._running) + len(self._fresh) + (self._prefilling is not None)
         assert used <= self.max_num_seqs, f"{used} of {self.max_num_seqs} slots"
+        priorities = [request.priority for request in self._waiting]
+        assert priorities == sorted(priorities), f"the queue is out of order: {priorities}"
         if self._prefilling is not None:
             assert self._prefill_slot not in slots, "a prompt is computed in a row that is running"
             assert self._rows[self._prefill_slot] is self._prefilling.choices[0], "it is another's"

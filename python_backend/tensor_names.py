@@ -17,6 +17,10 @@ from typing import Final
 PROMPT: Final = "prompt"
 """BYTES [1]: JSON, `{"messages": [...]}`, `{"prompt": "..."}` or `{"prompt_token_ids": [...]}`.
 
+Beside messages there may be `add_generation_prompt` (default true), `continue_final_message`,
+`chat_template_kwargs` (of `chat_template.TEMPLATE_VARIABLES`) and `mm_processor_kwargs` (`min_pixels`,
+`max_pixels`).
+
 Content parts are `{"type": "text", "text": ...}` and `{"type": "image"}`; the i-th image part of
 the conversation is `images[i]`."""
 IMAGES: Final = "images"
@@ -49,16 +53,25 @@ TEXT: Final = "text"
 """BYTES [1]: UTF-8 text that follows what was sent before for the same choice."""
 DETAILS: Final = "details"
 """BYTES [1]: JSON about this response, see `DETAILS_KEYS`."""
-DETAILS_KEYS: Final = ("index", "token_ids", "logprobs", "finish_reason", "matched_stop", "usage")
+DETAILS_KEYS: Final = (
+    *("index", "token_ids", "logprobs", "finish_reason", "matched_stop", "usage"),
+    *("prompt_token_ids", "prompt_logprobs"),
+)
 """`index`: which of the n choices. `token_ids`: tokens covered by this response. `logprobs`: one
-`{"token", "bytes", "logprob", "top_logprobs"}` per token, only when asked for. On the last response
-of a choice: `finish_reason` (stop, length), `matched_stop` (token id, string or null) and `usage`
-(`prompt_tokens`, `completion_tokens` of this choice, `image_tokens`, `cached_tokens`)."""
+`{"token", "bytes", "logprob", "top_logprobs"}` per token, only when asked for.
+
+On the first and the last response of a choice `usage` (`prompt_tokens`, `completion_tokens` of this choice
+so far, `image_tokens`, `cached_tokens`), on the last one `finish_reason` (stop, length) and `matched_stop`
+(token id, string or null). Only when asked for, and of choice 0: `prompt_token_ids` with its first token, and
+up to there `prompt_logprobs`; see `RequestOutput`."""
 
 # Side requests to the decoder.
 CANCEL: Final = "cancel"
 """BYTES [1]: id of the request to abort; the only input of such a request. It answers at once with
 an empty `text` and `details` `{"cancelled": true|false}`."""
+
+# A request to the decoder with nothing but `prompt_token_ids` asks for their text, control tokens
+# included; it is answered at once with `text` and empty `details`.
 
 PREPROCESS_SUFFIX: Final = "-preprocess"
 ENCODER_SUFFIX: Final = "-encoder"

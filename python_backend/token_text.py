@@ -18,10 +18,11 @@ import codecs
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from python_backend.errors import BundleError
+from python_backend.errors import BundleError, InvalidRequestError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 LOGPROB_FLOOR: Final = -9999.0
 """Reported for a token of probability 0; JSON has no infinity. The OpenAI API does the same."""
+
+
+def finite_logprob(value: float) -> float:
+    """A log probability as it is reported: at least `LOGPROB_FLOOR`."""
+    return max(value, LOGPROB_FLOOR) if math.isfinite(value) else LOGPROB_FLOOR
+
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -113,12 +120,14 @@ class TokenPiece:
     Attributes:
         data: the bytes that the token stands for.
         is_byte: one byte of a run of byte-fallback tokens.
-        is_skipped: a special token, or an id that the tokenizer does not know: no text.
+        is_special: a control token, which most texts leave out.
+        is_unknown: an id that the tokenizer does not know: no text.
     """
 
     data: bytes
     is_byte: bool = False
-    is_skipped: bool = False
+    is_special: bool = False
+    is_unknown: bool = False
 
 
 class TextStream(Protocol):
@@ -162,6 +171,20 @@ class TokenText:
         """The token as text, with U+FFFD for bytes that are not whole characters."""
         return self.piece(token_id).data.decode("utf-8", errors="replace")
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, control tokens included.
+
+        Raises:
+            InvalidRequestError: the tokenizer has no such token.
+        """
+        for token_id in token_ids:
+            if not 0 <= token_id < 2**32 or self._tokenizer.id_to_token(token_id) is None:
+                raise InvalidRequestError(
+                    f"the tokenizer has no token {token_id}", param="prompt_token_ids"
+                )
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        return text
+
     def logprob_entry(self, sampled: SampledToken) -> dict[str, Any]:
         """The log probability of one generated token as the OpenAI API writes it.
 
@@ -182,12 +205,14 @@ class TokenText:
         return {
             "token": self.to_text(token_id),
             "bytes": list(self.to_bytes(token_id)),
-            "logprob": max(logprob, LOGPROB_FLOOR) if math.isfinite(logprob) else LOGPROB_FLOOR,
+            "logprob": finite_logprob(logprob),
         }
 
-    def stream(self) -> TextStream:
-        """A new stream that joins tokens as `tokenizer.decode(ids, skip_special_tokens=True)`."""
-        return _ByteLevelStream(self) if self._rules.byte_level else _PieceStream(self, self._rules)
+    def stream(self, *, skip_special_tokens: bool = True) -> TextStream:
+        """A new stream that joins tokens as `tokenizer.decode(ids, skip_special_tokens=...)`."""
+        if self._rules.byte_level:
+            return _ByteLevelStream(self, skip_special_tokens)
+        return _PieceStream(self, skip_special_tokens, self._rules)
 
     def piece(self, token_id: int) -> TokenPiece:
         """The token ready to join; for the streams of this module."""
@@ -197,7 +222,7 @@ class TokenText:
         return piece
 
     def first_token_text(self, token_id: int) -> str:
-        """The text of a token that is neither skipped nor a byte, as the first one of a text."""
+        """The text of a token that has one and is no byte, as the first one of a text."""
         if not self._rules.first_token_drops:
             return self.to_text(token_id)
         content = self._tokenizer.id_to_token(token_id) or ""
@@ -206,9 +231,9 @@ class TokenText:
     def _make_piece(self, token_id: int) -> TokenPiece:
         content = self._tokenizer.id_to_token(token_id)
         if content is None:
-            return TokenPiece(b"", is_skipped=True)
+            return TokenPiece(b"", is_unknown=True)
         if token_id in self._special_ids:
-            return TokenPiece(content.encode(), is_skipped=True)
+            return TokenPiece(content.encode(), is_special=True)
         if self._rules.byte_level:
             try:
                 return TokenPiece(bytes(_BYTE_OF_CHAR[char] for char in content))
@@ -224,13 +249,14 @@ class TokenText:
 class _ByteLevelStream:
     """Joins byte sequences; each maximal part of an invalid sequence becomes one U+FFFD."""
 
-    def __init__(self, tokens: TokenText) -> None:
+    def __init__(self, tokens: TokenText, skip_special_tokens: bool) -> None:
         self._tokens = tokens
+        self._skips = skip_special_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
         piece = self._tokens.piece(token_id)
-        return "" if piece.is_skipped else self._decoder.decode(piece.data)
+        return "" if piece.is_special and self._skips else self._decoder.decode(piece.data)
 
     def flush(self) -> str:
         return self._decoder.decode(b"", True)
@@ -243,8 +269,9 @@ class _PieceStream:
     another token comes.
     """
 
-    def __init__(self, tokens: TokenText, rules: _JoinRules) -> None:
+    def __init__(self, tokens: TokenText, skip_special_tokens: bool, rules: _JoinRules) -> None:
         self._tokens = tokens
+        self._skips = skip_special_tokens
         self._run = bytearray()
         self._is_first = True
         self._strip_char = rules.strip_char
@@ -252,7 +279,7 @@ class _PieceStream:
 
     def push(self, token_id: int) -> str:
         piece = self._tokens.piece(token_id)
-        if piece.is_skipped:
+        if piece.is_unknown or (piece.is_special and self._skips):
             return ""
         is_first, self._is_first = self._is_first, False
         if piece.is_byte:

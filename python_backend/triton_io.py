@@ -88,9 +88,9 @@ def _input(request: Any, name: str) -> Any:
     return tensor
 
 
-def has_tensor(request: Any, name: str) -> bool:
-    """Whether an optional input is there."""
-    return pb_utils.get_input_tensor_by_name(request, name) is not None
+def tensor_names(request: Any) -> set[str]:
+    """Which of its optional inputs a request has."""
+    return {tensor.name() for tensor in request.inputs()}
 
 
 def read_bytes(request: Any, name: str) -> list[bytes]:
@@ -185,9 +185,14 @@ def _details(output: RequestOutput) -> str:
     details: dict[str, Any] = {"index": output.index, "token_ids": list(output.token_ids)}
     if output.logprobs is not None:
         details["logprobs"] = list(output.logprobs)
-    if output.finish_reason is not None and output.usage is not None:
+    if output.prompt_token_ids is not None:
+        details["prompt_token_ids"] = list(output.prompt_token_ids)
+    if output.prompt_logprobs is not None:
+        details["prompt_logprobs"] = list(output.prompt_logprobs)
+    if output.finish_reason is not None:
         details["finish_reason"] = output.finish_reason
         details["matched_stop"] = output.matched_stop
+    if output.usage is not None:
         details["usage"] = {
             "prompt_tokens": output.usage.prompt_tokens,
             "completion_tokens": output.usage.completion_tokens,

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from PIL import Image
 
+from python_backend.errors import InvalidRequestError
 from python_backend.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -28,6 +29,14 @@ Detail = Literal["auto", "low", "high"]
 """OpenAI's `image_url.detail`: `low` caps the pixels, `high` and `auto` leave the processor's limit."""
 
 LOW_DETAIL_PIXELS = 512 * 512
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBounds:
+    """How many pixels a request wants its pictures resized to; None: as many as the checkpoint says."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +129,17 @@ class ModelFamily(ABC):
     def placeholder_id(self) -> int:
         """The token that the chat template writes where an image is."""
         return self.image_token_id
+
+    def within(self, bounds: PixelBounds) -> Self:
+        """This family with pictures of so many pixels, as far as the checkpoint allows them.
+
+        Raises:
+            InvalidRequestError: its pictures have sizes of their own.
+        """
+        raise InvalidRequestError(
+            "this model resizes images to sizes of its own: leave mm_processor_kwargs out",
+            param="mm_processor_kwargs",
+        )
 
     @property
     @abstractmethod

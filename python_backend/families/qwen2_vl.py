@@ -5,10 +5,11 @@ Dimension letters: N patches, P numbers per patch, S prompt tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from python_backend.families.base import (
     Detail,
     Features,
     ModelFamily,
+    PixelBounds,
     PreparedImage,
 )
 from python_backend.spec import TensorSpec
@@ -30,6 +32,7 @@ class Qwen2VL(ModelFamily):
         super().__init__(config, processor_dir)
         vision = config["vision_config"]
         self._patch, self._merge = vision["patch_size"], vision["spatial_merge_size"]
+        self._bounds = PixelBounds()
         self._num_pixels = (
             vision.get("in_channels", 3) * vision["temporal_patch_size"] * self._patch**2
         )
@@ -52,13 +55,22 @@ class Qwen2VL(ModelFamily):
             TensorSpec("image_grid_thw", "int64", ("num_images", 3)),
         )
 
-    def prepare_image(self, image: Image.Image, detail: Detail, num_images: int) -> PreparedImage:
-        size = dict(self._processor.size)
+    def within(self, bounds: PixelBounds) -> Self:
+        other = copy.copy(self)
+        other._bounds = bounds
+        return other
+
+    def _size(self, detail: Detail) -> dict[str, int]:
+        """The fewest and most pixels, under the names that the processor has for them."""
+        fewest, most = (self._processor.size[f"{name}_edge"] for name in ("shortest", "longest"))
+        lower = min(max(self._bounds.min_pixels or fewest, fewest), most)
+        upper = min(self._bounds.max_pixels or most, most)
         if detail == "low":
-            size["longest_edge"] = max(
-                min(size["longest_edge"], LOW_DETAIL_PIXELS), size["shortest_edge"]
-            )
-        batch = self._processor(images=[image], size=size)
+            upper = min(upper, LOW_DETAIL_PIXELS)
+        return {"shortest_edge": lower, "longest_edge": max(upper, lower)}
+
+    def prepare_image(self, image: Image.Image, detail: Detail, num_images: int) -> PreparedImage:
+        batch = self._processor(images=[image], size=self._size(detail))
         grid = np.asarray(batch["image_grid_thw"], np.int64)
         features = {"pixel_values": np.asarray(batch["pixel_values"]), "image_grid_thw": grid}
         return PreparedImage(features, int(grid.prod()) // self._merge**2)

@@ -47,6 +47,11 @@ class EngineRuntime(ABC):
         return 0
 
     @property
+    def gives_many_logits(self) -> bool:
+        """Whether several positions of a row can have logits in one call."""
+        return True
+
+    @property
     def array_module(self) -> Any:
         """The module of the arrays where the graph computes: NumPy, or CuPy."""
         return np

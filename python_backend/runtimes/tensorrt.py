@@ -122,6 +122,11 @@ class TensorRtRuntime(EngineRuntime):
         return 1
 
     @property
+    def gives_many_logits(self) -> bool:
+        """No: the profiles of `builders.profiles` have one position per row."""
+        return False
+
+    @property
     def array_module(self) -> Any:
         """CuPy."""
         return self._cupy

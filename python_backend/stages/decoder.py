@@ -34,13 +34,18 @@ class DecoderModel:
         config = EngineConfig.from_parameters(triton_io.read_parameters(args))
         self._num_anonymous = 0
         self._grammars = load_grammars(model)
-        self._loop = EngineLoop(load_engine(model, config), on_broken=self._unload)
+        engine = load_engine(model, config)
+        self._token_text = engine.token_text
+        self._loop = EngineLoop(engine, on_broken=self._unload)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Hand the requests to the engine and return at once."""
         for request in requests:
-            if triton_io.has_tensor(request, names.CANCEL):
+            given = triton_io.tensor_names(request)
+            if names.CANCEL in given:
                 self._cancel(request)
+            elif given == {names.PROMPT_TOKEN_IDS}:
+                self._detokenize(request)
             else:
                 self._submit(request)
 
@@ -98,6 +103,18 @@ class DecoderModel:
             sender.send(triton_io.to_response(tensors), flags=triton_io.FINAL)
 
         self._loop.abort(request_id, respond)
+
+    def _detokenize(self, request: Any) -> None:
+        try:
+            token_ids = triton_io.read_tensor(request, names.PROMPT_TOKEN_IDS).tolist()
+            tensors = {
+                names.TEXT: triton_io.to_bytes_array([self._token_text.decode(token_ids)]),
+                names.DETAILS: triton_io.to_bytes_array(["{}"]),
+            }
+            response = triton_io.to_response(tensors)
+        except Exception as error:
+            response = triton_io.to_error_response(error)
+        request.get_response_sender().send(response, flags=triton_io.FINAL)
 
     def _unload(self) -> None:
         """Take the model out of service: its readiness tells the proxy and the operator."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openai_frontend.backend import Delta, ModelInfo, Usage
+from python_backend.errors import InvalidRequestError
 
 MODEL = ModelInfo(
     id="Qwen/Qwen2.5-VL-7B-Instruct",
@@ -111,6 +112,13 @@ class FakeBackend:
     ) -> list[int]:
         """The characters of the prompt's JSON, and 1000 for each image."""
         return [*json.dumps(prompt).encode(), *[1000] * len(images)]
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """A character for each token; over 255 there are none."""
+        try:
+            return bytes(token_ids).decode("latin-1")
+        except ValueError:
+            raise InvalidRequestError("no such token", param="prompt_token_ids") from None
 
     async def models(self) -> list[ModelInfo]:
         """The models that exist."""

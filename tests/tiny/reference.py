@@ -174,3 +174,13 @@ def hf_greedy(
     tokens = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     top = torch.cat(output.logits).topk(2).values
     return tokens, float((top[:, 0] - top[:, 1]).min())
+
+
+def hf_prompt_logprobs(model: Any, inputs: Mapping[str, torch.Tensor]) -> list[float]:
+    """Log probability of every token of a prompt but the first."""
+    token_ids = inputs["input_ids"]
+    with torch.no_grad():
+        logits = model(**inputs, attention_mask=torch.ones_like(token_ids)).logits
+    logprobs = logits[0, :-1].log_softmax(-1).gather(1, token_ids[0, 1:, None])
+    values: list[float] = logprobs[:, 0].tolist()
+    return values

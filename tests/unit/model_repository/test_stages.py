@@ -408,6 +408,28 @@ def test_finalize_finishes_what_runs(tied):
         assert details(request)[-1]["finish_reason"] == "length"
 
 
+def detokenize(ensemble, token_ids):
+    tensors = {names.PROMPT_TOKEN_IDS: np.array(token_ids, np.int64)}
+    request = pb_utils.InferenceRequest(tensors, decoupled=True)
+    ensemble.decoder.execute([request])
+    return request
+
+
+def test_token_ids_alone_are_answered_with_their_text(ensemble):
+    text = "<|im_start|>Größe 🚕<|im_end|>"
+    response = ensemble.prepare_raw({"prompt": text}, [])
+    token_ids = response.arrays()[names.PROMPT_TOKEN_IDS]
+    (part,) = details(detokenize(ensemble, token_ids))
+    assert part == {"text": text}
+
+
+@pytest.mark.parametrize("token_ids", [[1, 10**6], [-1], [2**40]])
+def test_unknown_token_ids_have_no_text(ensemble, token_ids):
+    found = final_error(detokenize(ensemble, token_ids))
+    assert type(found) is InvalidRequestError
+    assert found.param == names.PROMPT_TOKEN_IDS
+
+
 @pytest.mark.parametrize("items", [[], [b"a", b"b"], [b"\xff"]])
 def test_malformed_cancel_is_a_final_error(ensemble, items):
     tensors = {names.CANCEL: np.array([*items, b""], object)[: len(items)]}

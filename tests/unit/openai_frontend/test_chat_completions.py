@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,6 +142,10 @@ async def test_every_sampling_parameter_reaches_the_backend(make_proxy) -> None:
         "stop_token_ids": [1, 2],
         "ignore_eos": True,
         "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "priority": -3,
+        "return_token_ids": True,
+        "prompt_logprobs": 2,
         "presence_penalty": -1.5,
         "frequency_penalty": 1.5,
         "repetition_penalty": 1.1,
@@ -286,6 +291,118 @@ async def test_stream_options_may_turn_the_usage_chunk_off(make_proxy) -> None:
     proxy = make_proxy(FakeBackend(text_deltas("a")))
     response = await proxy.chat(stream=True, stream_options={"include_usage": False})
     assert '"usage"' not in response.text
+
+
+async def test_options_of_the_template_and_the_processor_go_with_the_prompt(
+    make_proxy, png_url
+) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("a")))
+    options = {
+        "chat_template_kwargs": {"enable_thinking": False, "date_string": "26 Jul 2024"},
+        "mm_processor_kwargs": {"max_pixels": 50_000},
+    }
+    messages = user(image(png_url))
+    await proxy.openai.chat.completions.create(
+        model=MODEL.id, messages=messages, extra_body=options
+    )
+    (call,) = proxy.backend.calls
+    assert {name: call.prompt[name] for name in options} == options
+    body = {"model": MODEL.id, "messages": messages, **options}
+    tokens = (await proxy.http.post("/tokenize", json=body)).json()["tokens"]
+    assert tokens[:-1] == list(json.dumps(call.prompt).encode())
+
+
+@pytest.mark.parametrize(
+    ("fields", "forwarded"),
+    [
+        ({}, {}),
+        ({"chat_template_kwargs": {}, "mm_processor_kwargs": {"max_pixels": None}}, {}),
+        ({"add_generation_prompt": True}, {"add_generation_prompt": True}),
+        (
+            {"continue_final_message": False, "add_generation_prompt": False},
+            {"continue_final_message": False, "add_generation_prompt": False},
+        ),
+        # vLLM's clients send both, others only the one that matters.
+        (
+            {"continue_final_message": True, "add_generation_prompt": False},
+            {"continue_final_message": True, "add_generation_prompt": False},
+        ),
+        (
+            {"continue_final_message": True},
+            {"continue_final_message": True, "add_generation_prompt": False},
+        ),
+    ],
+)
+async def test_end_of_the_prompt_is_what_the_client_says(make_proxy, fields, forwarded) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("a")))
+    assert (await proxy.chat(**fields)).status_code == 200
+    assert {n: v for n, v in proxy.backend.calls[0].prompt.items() if n != "messages"} == forwarded
+
+
+async def test_every_chunk_may_tell_the_tokens_so_far(make_proxy) -> None:
+    first, *others = text_deltas("a b", prompt_tokens=7, image_tokens=3)
+    started = Usage(prompt_tokens=7, completion_tokens=1, image_tokens=3)
+    proxy = make_proxy(FakeBackend([replace(first, usage=started), *others]))
+    stream = await proxy.openai.chat.completions.create(
+        model=MODEL.id,
+        messages=[{"role": "user", "content": "hi"}],
+        stream=True,
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
+    )
+    usages = [chunk.usage async for chunk in stream]
+    assert all(usage is not None for usage in usages)
+    assert [usage.completion_tokens for usage in usages] == [0, 1, 2, 3, 3]
+    assert {usage.prompt_tokens for usage in usages} == {7}
+    assert usages[-1].total_tokens == 10
+    assert usages[0].model_extra == usages[-1].model_extra
+
+
+async def test_token_ids_are_told_whole_and_streamed(make_proxy) -> None:
+    first, *others = text_deltas("a b")
+    script = [replace(first, prompt_token_ids=[5, 6]), *others]
+    proxy = make_proxy(FakeBackend([*script[:1], Delta(text="", token_ids=(9,)), *script[1:]]))
+    whole = (await proxy.chat(return_token_ids=True)).json()
+    assert whole["prompt_token_ids"] == [5, 6]
+    assert whole["choices"][0]["token_ids"] == [0, 9, 1, 151645]
+    stream = await proxy.openai.chat.completions.create(
+        model=MODEL.id,
+        messages=[{"role": "user", "content": "hi"}],
+        stream=True,
+        extra_body={"return_token_ids": True},
+    )
+    chunks = [chunk async for chunk in stream]
+    assert [getattr(chunk, "prompt_token_ids", None) for chunk in chunks[:2]] == [[5, 6], None]
+    ids = [getattr(chunk.choices[0], "token_ids", []) for chunk in chunks]
+    assert [token for part in ids for token in part] == [0, 9, 1, 151645]
+    assert "token_ids" not in (await proxy.chat()).text
+
+
+PROMPT_LOGPROBS = [
+    {"5": {"logprob": None, "rank": None, "decoded_token": "Hi"}},
+    {
+        "6": {"logprob": -1.5, "rank": 2, "decoded_token": " you"},
+        "8": {"logprob": -0.5, "rank": 1, "decoded_token": " me"},
+    },
+]
+
+
+async def test_prompt_logprobs_have_vllms_shape_and_come_in_parts(make_proxy) -> None:
+    script = [
+        Delta(text="", prompt_logprobs=PROMPT_LOGPROBS[:1]),
+        Delta(text="", prompt_logprobs=PROMPT_LOGPROBS[1:]),
+        *text_deltas("a"),
+        *text_deltas("b", index=1),
+    ]
+    proxy = make_proxy(FakeBackend(script))
+    answer = await proxy.openai.chat.completions.create(
+        model=MODEL.id,
+        messages=[{"role": "user", "content": "hi"}],
+        n=2,
+        extra_body={"prompt_logprobs": 1},
+    )
+    assert answer.prompt_logprobs == [None, PROMPT_LOGPROBS[1]]
+    assert "prompt_token_ids" not in answer.model_extra
+    assert [choice.message.content for choice in answer.choices] == ["a", "b"]
 
 
 async def test_several_choices_are_interleaved_by_index(make_proxy) -> None:

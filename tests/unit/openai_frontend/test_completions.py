@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from fake_backend import MODEL, FakeBackend, text_deltas
 
@@ -109,8 +111,20 @@ async def test_prompt_is_named_as_the_client_named_it(make_proxy) -> None:
         ({"prompt": [1, "a"]}, "prompt[1]", "invalid_type"),
         ({"prompt": [-1]}, "prompt[0]", "invalid_value"),
         ({"prompt": None}, "prompt", "invalid_type"),
-        ({"echo": True}, "echo", "unsupported_parameter"),
-        ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"echo": 1}, "echo", "invalid_type"),
+        ({"echo": True, "logprobs": 1, "stream": True}, "echo", "invalid_value"),
+        ({"echo": True, "logprobs": 1, "prompt_logprobs": 2}, "prompt_logprobs", "invalid_value"),
+        ({"echo": True, "prompt": [256]}, "prompt", "invalid_value"),
+        ({"best_of": 2, "stream": True}, "best_of", "invalid_value"),
+        ({"best_of": 1, "n": 2}, "best_of", "invalid_value"),
+        ({"best_of": 9}, "best_of", "invalid_value"),
+        ({"n": 9, "best_of": 9}, "n", "invalid_value"),
+        ({"best_of": 0}, "best_of", "invalid_value"),
+        (
+            {"chat_template_kwargs": {"thinking": True}},
+            "chat_template_kwargs",
+            "unsupported_parameter",
+        ),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),
         ({"logprobs": 21}, "logprobs", "invalid_value"),
         ({"logprobs": True}, "logprobs", "invalid_type"),
@@ -123,3 +137,88 @@ async def test_wrong_field_is_refused_by_name(make_proxy, fields, param, code) -
     assert response.status_code == 400
     error = response.json()["error"]
     assert (error["param"], error["code"]) == (param, code)
+
+
+@pytest.mark.parametrize("prompt", ["hi", [104, 105]])
+async def test_echo_puts_the_prompt_before_every_choice(make_proxy, prompt) -> None:
+    proxy = make_proxy(FakeBackend([*text_deltas(" a b"), *text_deltas(" c", index=1)]))
+    answer = await proxy.openai.completions.create(model=MODEL.id, prompt=prompt, echo=True, n=2)
+    assert [choice.text for choice in answer.choices] == ["hi a b", "hi c"]
+    stream = await proxy.openai.completions.create(
+        model=MODEL.id, prompt=prompt, echo=True, n=2, stream=True
+    )
+    texts = ["", ""]
+    async for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == ["hi a b", "hi c"]
+    assert all("prompt_logprobs" not in call.sampling for call in proxy.backend.calls)
+
+
+PROMPT_LOGPROBS = [
+    {"1": {"logprob": None, "rank": None, "decoded_token": "Say"}},
+    {
+        "2": {"logprob": -1.5, "rank": 3, "decoded_token": ": "},
+        "3": {"logprob": -0.5, "rank": 1, "decoded_token": "!"},
+    },
+]
+
+
+async def test_echo_with_logprobs_tells_those_of_the_prompt_too(make_proxy) -> None:
+    script = [Delta(text="", prompt_logprobs=PROMPT_LOGPROBS), *script_with_logprobs()]
+    proxy = make_proxy(FakeBackend(script))
+    answer = await proxy.openai.completions.create(
+        model=MODEL.id, prompt="Say: ", echo=True, logprobs=1, max_tokens=2
+    )
+    assert answer.choices[0].text == "Say: Hello you"
+    logprobs = answer.choices[0].logprobs
+    assert logprobs.tokens == ["Say", ": ", "Hello", " you"]
+    assert logprobs.token_logprobs == [None, -1.5, -0.25, -0.5]
+    assert logprobs.top_logprobs == [
+        None,
+        {"!": -0.5, ": ": -1.5},
+        *CLASSIC_LOGPROBS["top_logprobs"],
+    ]
+    assert logprobs.text_offset == [0, 3, 5, 10]
+    assert proxy.backend.calls[0].sampling == {
+        "logprobs": 1,
+        "prompt_logprobs": 1,
+        "max_tokens": 2,
+    }
+
+
+async def test_prompt_logprobs_are_in_every_choice(make_proxy) -> None:
+    proxy = make_proxy(
+        FakeBackend([Delta(text="", prompt_logprobs=PROMPT_LOGPROBS), *text_deltas("a")])
+    )
+    (choice,) = (await proxy.complete(prompt_logprobs=1, return_token_ids=True)).json()["choices"]
+    assert choice["prompt_logprobs"] == [None, PROMPT_LOGPROBS[1]]
+    assert choice["prompt_token_ids"] == []
+    assert choice["token_ids"] == [0, 151645]
+    assert choice["logprobs"] is None
+
+
+async def test_the_likeliest_of_several_choices_are_kept(make_proxy) -> None:
+    def choice(index: int, *values: float) -> list[Delta]:
+        usage = Usage(prompt_tokens=7, completion_tokens=len(values))
+        items = [
+            {"token": "x", "bytes": [120], "logprob": value, "top_logprobs": []} for value in values
+        ]
+        *first, last = [Delta(text=str(index), index=index, logprobs=[item]) for item in items]
+        return [*first, replace(last, finish_reason="length", usage=usage)]
+
+    # By the mean of its tokens, not by their sum: the third one is the best.
+    script = [*choice(0, -1.0), *choice(1, -3.0), *choice(2, -0.5, -0.5, -0.5), *choice(3, -2.0)]
+    proxy = make_proxy(FakeBackend(script))
+    answer = await proxy.openai.completions.create(model=MODEL.id, prompt="x", n=2, best_of=4)
+    assert [choice.text for choice in answer.choices] == ["222", "0"]
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert all(choice.logprobs is None for choice in answer.choices)
+    assert answer.usage.completion_tokens == 6
+    assert proxy.backend.calls[0].sampling == {"n": 4, "logprobs": 0}
+
+
+async def test_choices_stay_in_their_order_if_all_are_kept(make_proxy) -> None:
+    proxy = make_proxy(FakeBackend([*text_deltas("a"), *text_deltas("b", index=1)]))
+    answer = await proxy.openai.completions.create(model=MODEL.id, prompt="x", n=2, best_of=2)
+    assert [choice.text for choice in answer.choices] == ["a", "b"]
+    assert proxy.backend.calls[0].sampling == {"n": 2}

@@ -17,7 +17,9 @@ from openai_frontend.unsupported import (
     UNSUPPORTED_MESSAGE,
 )
 
-PAGE = (Path(__file__).parents[3] / "docs" / "openai-api.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[3]
+TESTS = ROOT / "tests"
+PAGE = (ROOT / "docs" / "openai-api.md").read_text(encoding="utf-8")
 FIELDS = {*ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
 UNSUPPORTED = {*UNSUPPORTED_CHAT, *UNSUPPORTED_COMPLETION, *UNSUPPORTED_MESSAGE}
 
@@ -35,3 +37,11 @@ def test_every_flag_is_documented(name) -> None:
 @pytest.mark.parametrize("endpoint", sorted(ENDPOINTS))
 def test_every_endpoint_is_documented(endpoint) -> None:
     assert f"{endpoint.replace('{model}', '{id}')}`" in PAGE
+
+
+def test_every_test_of_the_comparison_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", PAGE))
+    sources = (path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
+    existing = {name for source in sources for name in re.findall(r"def (test_\w+)\(", source)}
+    assert named
+    assert named <= existing

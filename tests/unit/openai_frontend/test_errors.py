@@ -206,7 +206,54 @@ async def test_fields_that_steer_the_server_are_refused(make_proxy, name) -> Non
     for fields in ({name: "x"}, {name: {"x": 1}}, content(image(url="https://x") | {name: "x"})):
         response = await proxy.chat(**fields)
         assert response.status_code == 400
-        assert response.json()["error"]["code"] in ("unsupported_parameter", "unknown_parameter")
+        error = response.json()["error"]
+        assert error["code"] in ("unsupported_parameter", "unknown_parameter", "invalid_type")
+    assert proxy.backend.calls == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        *(
+            ({"chat_template_kwargs": {name: []}}, f"chat_template_kwargs.{name}")
+            for name in ("messages", "tools", "documents", "chat_template", "tokenize", "x")
+        ),
+        (
+            {"chat_template_kwargs": {"enable_thinking": "no"}},
+            "chat_template_kwargs.enable_thinking",
+        ),
+        *(
+            ({"chat_template_kwargs": {"date_string": text}}, "chat_template_kwargs.date_string")
+            for text in ("<|im_end|>", "", "{{ 1 }}", "1\n", "x" * 41)
+        ),
+        *(
+            ({"mm_processor_kwargs": {name: 1}}, f"mm_processor_kwargs.{name}")
+            for name in ("size", "num_crops", "do_resize", "fps")
+        ),
+        ({"mm_processor_kwargs": {"max_pixels": 0}}, "mm_processor_kwargs.max_pixels"),
+        (
+            {"mm_processor_kwargs": {"min_pixels": 5, "max_pixels": 4}},
+            "mm_processor_kwargs.min_pixels",
+        ),
+        ({"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message"),
+        ({"priority": 2**31}, "priority"),
+        ({"priority": 0.5}, "priority"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+        ),
+    ],
+)
+async def test_options_outside_of_what_is_allowed_are_refused_by_name(
+    make_proxy, fields, param
+) -> None:
+    proxy = make_proxy()
+    response = await proxy.chat(**fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
     assert proxy.backend.calls == []
 
 
@@ -310,7 +357,7 @@ async def test_unknown_model_is_not_found(make_proxy) -> None:
     ("method", "path", "status", "code"),
     [
         ("GET", "/docs", 404, "unknown_url"),
-        ("GET", "/openapi.json", 404, "unknown_url"),
+        ("GET", "/redoc", 404, "unknown_url"),
         ("POST", "/v1/embeddings", 404, "unknown_url"),
         ("GET", "/v1/chat/completions", 405, "method_not_supported"),
         ("POST", "/v1/models", 405, "method_not_supported"),

@@ -224,11 +224,37 @@ async def test_tokenize_answers_as_vllm_does(make_proxy, png_url) -> None:
         ({}, 400, "prompt"),
         ({"prompt": "a", "messages": HELLO}, 400, "prompt"),
         ({"prompt": ["a"]}, 400, "prompt"),
+        ({"prompt": "a", "add_generation_prompt": False}, 400, "add_generation_prompt"),
+        ({"prompt": "a", "mm_processor_kwargs": {"max_pixels": 9}}, 400, "mm_processor_kwargs"),
         ({"prompt": "a", "model": "x"}, 404, None),
         ({"messages": []}, 400, "messages"),
     ],
 )
 async def test_a_wrong_tokenize_request_is_refused(make_proxy, fields, status, param) -> None:
     response = await make_proxy().http.post("/tokenize", json={"model": MODEL.id} | fields)
+    assert response.status_code == status
+    assert response.json()["error"]["param"] == param
+
+
+async def test_detokenize_is_the_way_back(make_proxy) -> None:
+    proxy = make_proxy()
+    body = {"model": MODEL.triton_name, "tokens": list(b"hi")}
+    assert (await proxy.http.post("/detokenize", json=body)).json() == {"prompt": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({}, 400, "tokens"),
+        ({"tokens": []}, 400, "tokens"),
+        ({"tokens": [1, -1]}, 400, "tokens[1]"),
+        ({"tokens": [1, "a"]}, 400, "tokens[1]"),
+        ({"tokens": [1, 256]}, 400, "tokens"),
+        ({"tokens": [1], "text": "a"}, 400, "text"),
+        ({"tokens": [1], "model": "x"}, 404, None),
+    ],
+)
+async def test_a_wrong_detokenize_request_is_refused(make_proxy, fields, status, param) -> None:
+    response = await make_proxy().http.post("/detokenize", json={"model": MODEL.id} | fields)
     assert response.status_code == status
     assert response.json()["error"]["param"] == param

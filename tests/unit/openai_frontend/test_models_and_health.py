@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import tomllib
+from pathlib import Path
+
 import pytest
 from fake_backend import MODEL, FakeBackend, text_deltas
 
+from openai_frontend.backend import Delta, Usage
 from openai_frontend.settings import Settings
+from openai_frontend.version import VERSION
+from python_backend.errors import EngineError, InvalidRequestError, OverloadedError
+from python_backend.image import ImageLimits, decode_image
 
 pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[3]
 
 
 async def test_models_are_listed_with_their_limits(make_proxy) -> None:
@@ -52,6 +63,83 @@ async def test_health_tells_alive_from_ready(make_proxy) -> None:
     assert response.headers["retry-after"] == "1"
     proxy.backend.ready = True
     assert (await proxy.http.get("/health/ready")).status_code == 200
+
+
+ONE_TOKEN = Delta(
+    text="a",
+    token_ids=(1,),
+    finish_reason="length",
+    usage=Usage(prompt_tokens=3, completion_tokens=1),
+)
+
+
+async def test_probe_asks_every_model_for_one_token_about_a_new_picture(make_proxy) -> None:
+    text_only = dataclasses.replace(MODEL, id="text", triton_name="text", max_images=0)
+    proxy = make_proxy(FakeBackend([ONE_TOKEN], [MODEL, text_only]))
+    for _ in range(2):
+        response = await proxy.http.get("/health/generate")
+        assert (response.status_code, response.json()) == (200, {"status": "generating"})
+    calls = proxy.backend.calls
+    assert [call.model for call in calls] == [MODEL.triton_name, "text"] * 2
+    assert all(call.sampling["max_tokens"] == 1 for call in calls)
+    assert len({call.request_id for call in calls}) == 4
+    assert [len(call.images) for call in calls] == [1, 0, 1, 0]
+    first, second = (decode_image(call.images[0], ImageLimits()) for call in calls[::2])
+    assert first.size == second.size == (32, 32)
+    assert first.tobytes() != second.tobytes()
+
+
+async def test_probe_is_counted_apart_from_what_clients_generate(make_proxy) -> None:
+    proxy = make_proxy(FakeBackend([ONE_TOKEN]))
+    await proxy.http.get("/health/generate")
+    metrics = (await proxy.http.get("/metrics")).text
+    line = 'triton_vlm_requests_total{endpoint="/health/generate",status="200"}'
+    assert sample(metrics, line) == 1
+    assert sample(metrics, "triton_vlm_generation_tokens_total") == 0
+    assert sample(metrics, "triton_vlm_e2e_request_latency_seconds_count") == 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "status"),
+    [
+        (FakeBackend(models_list=[]), 503),
+        (FakeBackend([EngineError("secret")]), 503),
+        (FakeBackend([InvalidRequestError("secret")]), 503),
+        (FakeBackend([dataclasses.replace(ONE_TOKEN, token_ids=())]), 503),
+        # Busy is not broken: whoever restarts servers must be able to tell.
+        (FakeBackend([OverloadedError("full")]), 429),
+    ],
+)
+async def test_probe_that_gets_no_token_fails(make_proxy, backend, status) -> None:
+    response = await make_proxy(backend).http.get("/health/generate")
+    assert response.status_code == status
+    assert response.headers["retry-after"] == "1"
+    assert "secret" not in response.text
+
+
+async def test_probe_does_not_wait_for_ever_and_ends_what_it_began(make_proxy) -> None:
+    backend = FakeBackend([asyncio.Event(), ONE_TOKEN])
+    proxy = make_proxy(backend, settings=Settings(probe_timeout_s=0.01))
+    response = await proxy.http.get("/health/generate")
+    assert response.status_code == 503
+    assert backend.cancelled == [backend.calls[0].request_id]
+
+
+async def test_probes_at_the_same_time_are_one(make_proxy) -> None:
+    go_on = asyncio.Event()
+    proxy = make_proxy(FakeBackend([go_on, ONE_TOKEN]))
+    probes = [asyncio.create_task(proxy.http.get("/health/generate")) for _ in range(5)]
+    await proxy.backend.waiting.wait()
+    go_on.set()
+    assert [(await probe).status_code for probe in probes] == [200] * 5
+    assert len(proxy.backend.calls) == 1
+
+
+async def test_version_is_the_packages(make_proxy) -> None:
+    response = await make_proxy().http.get("/version")
+    assert response.json() == {"version": VERSION}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == VERSION
 
 
 def sample(metrics: str, name: str) -> float:

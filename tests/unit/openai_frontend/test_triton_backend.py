@@ -205,6 +205,17 @@ async def test_tokens_of_a_prompt_come_from_the_preprocess_stage() -> None:
     assert [tensor.name for tensor in request.outputs] == ["prompt_token_ids"]
 
 
+async def test_text_of_tokens_comes_from_the_decoder() -> None:
+    triton = FakeTriton(script(response("Hi", is_final=True)))
+    async with connected(triton) as backend:
+        assert await backend.detokenize("m", [5, 7]) == "Hi"
+    (request,) = triton.requests
+    assert request.model_name == "m-decoder"
+    (tensor,) = request.inputs
+    assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("prompt_token_ids", "INT64", [2])
+    assert request.raw_input_contents[0] == (5).to_bytes(8, "little") + (7).to_bytes(8, "little")
+
+
 async def test_no_images_are_an_empty_tensor_not_a_missing_one() -> None:
     triton = FakeTriton(script(empty_final()))
     async with connected(triton) as backend:

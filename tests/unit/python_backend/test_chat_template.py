@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from python_backend.chat_template import ChatTemplate, Conversation
+from python_backend.chat_template import ChatTemplate, Conversation, TemplateOptions
 from python_backend.errors import BundleError, InvalidRequestError
 from tests.tiny.tokenizer import NOT_SPECIAL, NUM_TOKENS, SPECIAL, TOKEN_IDS
 
@@ -216,3 +216,72 @@ def test_template_that_refuses_is_an_invalid_request(tied, tmp_path):
 def test_tokenizer_without_the_placeholder_is_a_bundle_error(tied):
     with pytest.raises(BundleError, match="has no token 9999"):
         ChatTemplate(tied.checkpoint, TOKEN_IDS[PLACEHOLDER], 9999)
+
+
+# --- options ---------------------------------------------------------------------------------------
+
+TURNS = [_user("Name a colour."), {"role": "assistant", "content": "Dark <|im_end|> "}]
+READS_VARIABLES = (
+    "{{ date_string }}{% if enable_thinking %}<think>{% endif %}"
+    "{# thinking #}{{ 'add_vision_id' }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+)
+
+
+def _rendered(template, messages, **options):
+    conversation = Conversation(messages=messages, options=TemplateOptions(**options))
+    return template.token_ids(conversation).tolist()
+
+
+def test_prompt_may_end_without_the_assistants_turn(template, tokenizer):
+    messages = [_user("Hi")]
+    expected = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert _rendered(template, messages, add_generation_prompt=False) == expected
+
+
+def test_last_message_may_be_left_open_and_what_it_holds_stays_text(template, tokenizer):
+    options = {"add_generation_prompt": False, "continue_final_message": True}
+    ids = _rendered(template, TURNS, **options)
+    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\nDark <|im_end|> ")
+    # The control token that was typed is none.
+    assert ids.count(TOKEN_IDS["<|im_end|>"]) == 2
+    parts = [TURNS[0], {"role": "assistant", "content": [_text("Dark"), _text(" re")]}]
+    assert tokenizer.decode(_rendered(template, parts, **options)).endswith("assistant\nDark re")
+
+
+def test_message_that_has_no_text_cannot_be_gone_on_with(template):
+    options = TemplateOptions(add_generation_prompt=False, continue_final_message=True)
+    conversation = Conversation(messages=[_user([IMAGE])], options=options)
+    with pytest.raises(InvalidRequestError) as caught:
+        template.token_ids(conversation, [PLACEHOLDER])
+    assert caught.value.param == "continue_final_message"
+    assert "\n" not in caught.value.message
+
+
+@pytest.fixture(scope="module")
+def reading(tied, tmp_path_factory):
+    """A template that reads some variables, and has the names of others in texts and comments only."""
+    folder = shutil.copytree(tied.checkpoint, tmp_path_factory.mktemp("reading") / "checkpoint")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"chat_template": READS_VARIABLES}))
+    return ChatTemplate(folder)
+
+
+def test_variables_reach_a_template_that_reads_them(reading):
+    variables = {"enable_thinking": True, "date_string": "26 Jul 2024"}
+    ids = _rendered(reading, [_user("Hi")], variables=variables)
+    text = "".join(reading._tokenizer.convert_ids_to_tokens(ids)).replace("Ġ", " ")
+    assert text == "26 Jul 2024<think>add_vision_idHi"
+
+
+@pytest.mark.parametrize("name", ["thinking", "add_vision_id"])
+def test_variable_that_the_template_does_not_read_is_refused(reading, name):
+    with pytest.raises(InvalidRequestError) as caught:
+        _rendered(reading, [_user("Hi")], variables={name: True})
+    assert caught.value.param == f"chat_template_kwargs.{name}"
+
+
+def test_control_token_in_a_variable_is_refused(reading):
+    with pytest.raises(InvalidRequestError) as caught:
+        _rendered(reading, [_user("Hi")], variables={"date_string": "<|im_end|>"})
+    assert caught.value.param == "chat_template_kwargs.date_string"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from python_backend.detokenizer import Detokenizer, StopChecker, TextDelta
-from python_backend.errors import BundleError
+from python_backend.errors import BundleError, InvalidRequestError
 from python_backend.sampler_state import SampledToken
 from python_backend.sampling_params import SamplingParams
 from python_backend.token_text import TokenText
@@ -127,6 +127,32 @@ def test_deltas_concatenate_to_the_decoded_text(name):
         assert "".join(deltas) == expected
 
     check()
+
+
+@each_tokenizer
+def test_control_tokens_can_be_shown(name):
+    @settings(max_examples=100, deadline=None)
+    @given(_token_ids(name))
+    def check(token_ids):
+        deltas, _ = _stream(name, token_ids, SamplingParams(skip_special_tokens=False))
+        expected = TOKENIZERS[name].decode(token_ids, skip_special_tokens=False)
+        assert "".join(deltas) == expected
+
+    check()
+    end = TOKENIZERS[name].token_to_id("<|end|>")
+    assert "<|end|>" in "".join(_stream(name, [end], SamplingParams(skip_special_tokens=False))[0])
+
+
+@each_tokenizer
+def test_text_of_tokens_is_the_tokenizers_and_unknown_ones_are_refused(name):
+    size = TOKENIZERS[name].get_vocab_size()
+    token_ids = list(range(size))
+    expected = TOKENIZERS[name].decode(token_ids, skip_special_tokens=False)
+    assert TOKEN_TEXTS[name].decode(token_ids) == expected
+    assert "<|end|>" in expected
+    for unknown in (size, -1, 2**40):
+        with pytest.raises(InvalidRequestError):
+            TOKEN_TEXTS[name].decode([0, unknown])
 
 
 @each_tokenizer_of_bytes

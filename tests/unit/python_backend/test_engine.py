@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections import defaultdict
 
 import numpy as np
 import pytest
 from fake_runtime import EOS, FakeRuntime, fake_engine, fake_request, scripted
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from python_backend.errors import (
@@ -199,9 +200,19 @@ def test_stop_string_in_the_last_token_wins_over_the_length():
     assert output.matched_stop == "lo"
 
 
-def test_stop_token_is_not_shown():
-    output = _answer(_greedy(stop_token_ids=(ord("w"),)), {"Q": "Hello world"})
-    assert (output.text, output.matched_stop) == ("Hello ", ord("w"))
+@pytest.mark.parametrize("is_shown", [False, True])
+def test_stop_token_is_shown_only_when_asked_for(is_shown):
+    params = _greedy(stop_token_ids=(ord("w"),), include_stop_str_in_output=is_shown)
+    output = _answer(params, {"Q": "Hello world"})
+    assert (output.text, output.matched_stop) == ("Hello " + "w" * is_shown, ord("w"))
+
+
+def test_control_tokens_are_shown_only_when_asked_for():
+    for skips in (True, False):
+        params = _greedy(ignore_eos=True, max_tokens=2, skip_special_tokens=skips)
+        engine = fake_engine(FakeRuntime(lambda tokens: EOS))
+        engine.add_request(fake_request("a", "Q", params))
+        assert _merge(_finish(engine))["a"][0].text == ("" if skips else "<eos><eos>")
 
 
 def test_min_tokens_holds_off_every_kind_of_end():
@@ -238,6 +249,115 @@ def test_logprobs_come_with_every_token_only_when_asked_for():
     assert [entry["token"] for entry in output.logprobs] == ["H", "i", "<eos>"]
     assert all(len(entry["top_logprobs"]) == 2 for entry in output.logprobs)
     assert _answer(_greedy(), {"Q": "Hi"}).logprobs is None
+
+
+def test_usage_and_the_prompts_tokens_come_with_the_first_token():
+    engine = fake_engine(FakeRuntime())
+    params = _greedy(n=2, max_tokens=3, ignore_eos=True, return_token_ids=True)
+    engine.add_request(fake_request("a", b"prompt of 19 tokens", params))
+    outputs = _finish(engine)
+    for index in range(2):
+        first, middle, last = (output for output in outputs if output.index == index)
+        assert first.usage.prompt_tokens == last.usage.prompt_tokens == 19
+        assert (first.usage.completion_tokens, last.usage.completion_tokens) == (1, 3)
+        assert middle.usage is None
+        assert first.prompt_token_ids == (None if index else list(b"prompt of 19 tokens"))
+        assert middle.prompt_token_ids is last.prompt_token_ids is None
+        assert first.merge(middle).usage == first.usage
+        assert first.merge(middle).merge(last).usage == last.usage
+    assert _answer(_greedy(max_tokens=1)).prompt_token_ids is None
+
+
+# --- log probabilities of the prompt ---------------------------------------------------------------
+
+
+def _expected_logprobs(tokens, place):
+    """Of every token at a place of a prompt without images, from the runtime's own logits."""
+    column = np.array(list(tokens[:place]), np.float32)[:, None]
+    positions = np.arange(place, dtype=np.float32)[:, None]
+    logits = FakeRuntime()._logits(column, positions).astype(np.float64)
+    return logits - np.log(np.exp(logits).sum())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    prompt=st.binary(min_size=1, max_size=90),
+    chunk=st.integers(1, 90),
+    num_logprobs=st.integers(0, 3),
+)
+@example(prompt=bytes(90), chunk=90, num_logprobs=1)
+def test_prompt_logprobs_are_those_of_the_runtime_however_the_prompt_is_cut(
+    prompt, chunk, num_logprobs
+):
+    params = _greedy(n=2, max_tokens=2, ignore_eos=True, prompt_logprobs=num_logprobs)
+    engine = fake_engine(FakeRuntime(), max_num_batched_tokens=chunk)
+    engine.add_request(fake_request("a", prompt, params))
+    answers = _merge(_finish(engine))["a"]
+    assert answers[1].prompt_logprobs is None
+    entries = answers[0].prompt_logprobs
+    assert [next(iter(entry)) for entry in entries] == list(prompt)
+    assert entries[0] == {
+        prompt[0]: {
+            "logprob": None,
+            "rank": None,
+            "decoded_token": entries[0][prompt[0]]["decoded_token"],
+        }
+    }
+    for place in range(1, len(prompt)):
+        logprobs = _expected_logprobs(prompt, place)
+        ranks = (-logprobs).argsort().argsort() + 1
+        likely = set((-logprobs).argsort()[:num_logprobs].tolist())
+        assert set(entries[place]) == {prompt[place], *likely}
+        for token_id, entry in entries[place].items():
+            assert entry["logprob"] == pytest.approx(logprobs[token_id], abs=1e-4)
+            assert entry["rank"] == ranks[token_id]
+    # What is generated is not changed by it.
+    engine = fake_engine(FakeRuntime())
+    engine.add_request(fake_request("a", prompt, _greedy(max_tokens=2, ignore_eos=True)))
+    assert _merge(_finish(engine))["a"][0].token_ids == answers[0].token_ids
+
+
+def test_prompt_logprobs_are_computed_for_few_tokens_at_a_time_and_only_if_asked_for():
+    shapes = []
+
+    class Watched(FakeRuntime):
+        def _run(self, feeds, cache):
+            shapes.append(feeds["logits_index"].shape[1])
+            return super()._run(feeds, cache)
+
+    for prompt_logprobs in (0, None):
+        engine = fake_engine(Watched(max_model_len=400), max_num_batched_tokens=256)
+        params = _greedy(max_tokens=1, prompt_logprobs=prompt_logprobs)
+        engine.add_request(fake_request("a", b"x" * 300, params))
+        _finish(engine)
+    # Each chunk, and the token to generate.
+    assert shapes == [65, 65, 65, 65, 44, 1, 1]
+
+
+def test_image_tokens_have_no_log_probability_and_cost_no_logits():
+    engine = fake_engine(FakeRuntime())
+    request = _image_request(np.arange(8, dtype=np.float32).reshape(4, 2))
+    params = _greedy(max_tokens=1, prompt_logprobs=0)
+    engine.add_request(dataclasses.replace(request, params=params))
+    entries = _merge(_finish(engine))[request.request_id][0].prompt_logprobs
+    unscored = [
+        i for i, entry in enumerate(entries) if next(iter(entry.values()))["logprob"] is None
+    ]
+    image = np.flatnonzero(request.prompt.image_index >= 0).tolist()
+    assert unscored == [0, *image]
+
+
+def test_engine_without_logits_of_all_tokens_refuses_to_score_prompts():
+    class OneRow(FakeRuntime):
+        gives_many_logits = False
+
+    engine = fake_engine(OneRow())
+    with pytest.raises(InvalidRequestError) as caught:
+        engine.add_request(fake_request("a", b"x", _greedy(prompt_logprobs=0)))
+    assert caught.value.param == "prompt_logprobs"
+    assert not engine.has_unfinished
+    engine.add_request(fake_request("a", b"x", _greedy(max_tokens=1)))
+    assert _finish(engine)
 
 
 # --- coming and going ------------------------------------------------------------------------------

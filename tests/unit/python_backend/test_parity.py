@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from python_backend.config import EngineConfig
@@ -12,7 +13,7 @@ from python_backend.sampling_params import SamplingParams
 from python_backend.vision_encoder import EncoderImage, no_image_embeds
 from python_backend.vlm import VLM, split_images
 from tests.tiny.conversations import conversations_of
-from tests.tiny.reference import hf_greedy, hf_inputs
+from tests.tiny.reference import hf_greedy, hf_inputs, hf_prompt_logprobs
 
 NUM_TOKENS = 14
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
@@ -46,6 +47,26 @@ def test_one_conversation_at_a_time_gives_huggingface_tokens(tiny, conversations
         for name, messages in conversations.items():
             (generation,) = vlm.generate([messages], GREEDY)
             assert list(generation.token_ids) == expected[name], name
+
+
+def test_log_probabilities_of_prompts_equal_huggingfaces(tiny, conversations):
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
+    with VLM(tiny.model.folder, SMALL_CHUNKS) as vlm:
+        for name, messages in conversations.items():
+            (generation,) = vlm.generate([messages], params)
+            entries = generation.choices[0].prompt_logprobs
+            inputs = hf_inputs(tiny.checkpoint, messages)
+            expected = hf_prompt_logprobs(tiny.hf, inputs)
+            token_ids = inputs["input_ids"][0].tolist()
+            assert [next(iter(entry)) for entry in entries] == token_ids, name
+            found = [
+                entry[token]["logprob"] for entry, token in zip(entries, token_ids, strict=True)
+            ]
+            scored = [i for i, value in enumerate(found) if value is not None]
+            assert len(scored) == len(token_ids) - 1 - generation.choices[0].usage.image_tokens
+            np.testing.assert_allclose(
+                [found[i] for i in scored], [expected[i - 1] for i in scored], atol=2e-4
+            )
 
 
 def test_all_conversations_at_once_give_huggingface_tokens(tiny, conversations, expected):

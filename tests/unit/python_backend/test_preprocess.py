@@ -10,6 +10,7 @@ from python_backend.errors import InvalidImageError, InvalidRequestError, Prompt
 from python_backend.image import ImageLimits
 from python_backend.manifest import ModelFolder
 from python_backend.preprocess import Preprocessor, read_prompt
+from tests.tiny.gemma import GEMMA3
 from tests.tiny.pictures import png
 from tests.tiny.tokenizer import TOKEN_IDS
 
@@ -74,6 +75,21 @@ def _refusal(prompt, images=(), preprocessor=None):
         (_user([{"type": "image", "detail": "huge"}]), "messages[0].content[0]"),
         (_user([{"type": "image", "detail": ["low"]}]), "messages[0].content[0]"),
         (_user([{"type": "image", "detail": None}]), "messages[0].content[0]"),
+        ({"prompt": "a", "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"add_generation_prompt": True}, "prompt"),
+        ({**_user("a"), "add_generation_prompt": 1}, "add_generation_prompt"),
+        ({**_user("a"), "continue_final_message": True}, "continue_final_message"),
+        ({**_user("a"), "chat_template_kwargs": []}, "chat_template_kwargs"),
+        *(
+            ({**_user("a"), "chat_template_kwargs": {name: value}}, f"chat_template_kwargs.{name}")
+            for name, value in [
+                ("messages", []),
+                ("tools", []),
+                ("chat_template", "x"),
+                ("enable_thinking", "yes"),
+                ("date_string", ["x"]),
+            ]
+        ),
     ],
 )
 def test_malformed_prompt_is_refused_where_it_is_wrong(prompt, param):
@@ -194,3 +210,54 @@ def test_half_a_surrogate_pair_is_refused(preprocessor):
     prompt = json.loads('{"messages": [{"role": "user", "content": "a\\ud800b"}]}')
     _refusal(prompt, [], preprocessor)
     _refusal({"prompt": "\ud800"}, [], preprocessor)
+
+
+# --- how many pixels -------------------------------------------------------------------------------
+
+
+def _bounded(content, **bounds):
+    return {**_user(content), "mm_processor_kwargs": bounds}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "param"),
+    [
+        ([], "mm_processor_kwargs"),
+        ({"size": 1}, "mm_processor_kwargs"),
+        ({"max_pixels": 0}, "mm_processor_kwargs.max_pixels"),
+        ({"min_pixels": True}, "mm_processor_kwargs.min_pixels"),
+        ({"max_pixels": 1.5}, "mm_processor_kwargs.max_pixels"),
+    ],
+)
+def test_malformed_pixel_bounds_are_refused(preprocessor, bounds, param):
+    prompt = {**_user([IMAGE]), "mm_processor_kwargs": bounds}
+    assert _refusal(prompt, [png(30, 30)], preprocessor).param == param
+
+
+def test_pixel_bounds_of_a_request_are_kept_within_the_checkpoints(preprocessor):
+    picture = png(280, 224)
+    size = preprocessor.family._processor.size
+    fewest, most = size["shortest_edge"], size["longest_edge"]
+
+    def prepared(**bounds):
+        return preprocessor.prepare(_bounded([IMAGE], **bounds), [picture])
+
+    plain = preprocessor.prepare(_user([IMAGE]), [picture])
+    num_tokens = plain.images[0].num_tokens
+    pixels = 28**2 * num_tokens
+    assert fewest < pixels <= most
+    smaller = prepared(max_pixels=pixels // 2)
+    assert fewest <= smaller.images[0].num_tokens * 28**2 <= pixels // 2
+    # Bounds beyond the checkpoint's are the checkpoint's.
+    assert prepared(max_pixels=2**31 - 1).images[0].num_tokens == num_tokens
+    assert prepared(max_pixels=1).images[0].num_tokens * 28**2 <= max(fewest, 28**2)
+    assert prepared(min_pixels=1).images[0].num_tokens == num_tokens
+    # And the next request is not changed by those of others.
+    assert preprocessor.prepare(_user([IMAGE]), [picture]).images[0].num_tokens == num_tokens
+    assert smaller.image_hashes != plain.image_hashes
+
+
+def test_family_with_sizes_of_its_own_takes_no_pixel_bounds(tiny_models):
+    gemma = Preprocessor(tiny_models(GEMMA3[0].name).model)
+    error = _refusal(_bounded([IMAGE], max_pixels=1000), [png(30, 30)], gemma)
+    assert error.param == "mm_processor_kwargs"

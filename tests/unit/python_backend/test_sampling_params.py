@@ -51,6 +51,10 @@ def test_json_has_only_what_differs_from_the_defaults():
         logit_bias=st.dictionaries(st.integers(0, 300_000), st.floats(-100, 100), max_size=4),
         ignore_eos=st.booleans(),
         logprobs=st.none() | st.integers(0, 20),
+        prompt_logprobs=st.none() | st.integers(0, 20),
+        skip_special_tokens=st.booleans(),
+        return_token_ids=st.booleans(),
+        priority=st.integers(-(2**31) + 1, 2**31 - 1),
     )
 )
 def test_json_round_trip_keeps_every_field(params):

@@ -76,6 +76,34 @@ def test_long_prompt_and_running_answer_take_turns():
     assert _kinds(scheduler, 7) == ["decode", "prefill"] * 3 + ["decode"]
 
 
+def test_queue_is_served_by_priority_and_then_by_arrival():
+    scheduler = _scheduler(max_num_seqs=1)
+    for name, priority in [("a", 0), ("b", 5), ("c", -1), ("d", 0), ("e", -1)]:
+        request = Request(name, 4, 1, frozenset({STOP}), priority=priority)
+        scheduler.add_request(request)
+    order = [_step(scheduler).request.request_id for _ in range(5)]
+    assert order == ["c", "e", "a", "d", "b"]
+
+
+def test_priority_neither_interrupts_a_prompt_nor_gets_into_a_full_queue():
+    scheduler = _scheduler(max_num_seqs=1, max_waiting=1)
+    scheduler.add_request(_request("a", num_prompt=20, max_tokens=1))
+    _step(scheduler)
+    urgent = Request("b", 4, 1, priority=-9)
+    scheduler.add_request(urgent)
+    with pytest.raises(OverloadedError):
+        scheduler.add_request(Request("c", 4, 1, priority=-99))
+    order = [_step(scheduler).request.request_id for _ in range(3)]
+    assert order == ["a", "a", "b"]
+
+
+def test_request_may_ask_for_shorter_chunks():
+    scheduler = _scheduler()
+    scheduler.add_request(Request("a", 7, 4, frozenset({STOP}), max_chunk_tokens=3))
+    plans = [_step(scheduler) for _ in range(3)]
+    assert [(p.start, p.num_scheduled_tokens) for p in plans] == [(0, 3), (3, 3), (6, 1)]
+
+
 def test_waiting_request_joins_as_soon_as_a_slot_is_free():
     scheduler = _scheduler(max_num_seqs=1)
     for name in "ab":

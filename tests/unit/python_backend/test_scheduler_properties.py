@@ -64,6 +64,8 @@ class Visit:
         abort: step before which its client leaves, if it does.
         stop_at: output token that is a stop token, per choice.
         stop_string_at: output token after which a stop string ends the choice from outside.
+        priority: who waits is admitted by it, then by arrival.
+        max_chunk: tokens of the prompt computed in one step, at most.
     """
 
     arrival: int
@@ -74,6 +76,8 @@ class Visit:
     abort: int | None
     stop_at: tuple[int, ...]
     stop_string_at: int | None
+    priority: int
+    max_chunk: int | None
 
     def cells(self, output: Sequence[int] = ()) -> list[object]:
         """What each position of prompt and output is computed from: all up to it, or to its image's end."""
@@ -103,6 +107,8 @@ def visits(draw):
         abort=draw(st.none() | st.integers(0, 50)),
         stop_at=draw(st.tuples(*[st.integers(1, 12)] * 3)),
         stop_string_at=draw(st.none() | st.integers(1, 8)),
+        priority=draw(st.integers(-2, 2)),
+        max_chunk=draw(st.none() | st.integers(1, 5)),
     )
 
 
@@ -118,7 +124,8 @@ class Traffic:
         has_cache: whether requests say what their prompts are.
         failures: steps that raise, and how many of their copies are made before.
         rows: per cache row and position, what it was computed from.
-        prefilled: prompt tokens in the cache per request, in the order in which prompts began.
+        prefilled: prompt tokens in the cache per request.
+        admitted: requests that left the queue, in this order.
         outputs: tokens sampled per choice.
     """
 
@@ -129,6 +136,7 @@ class Traffic:
     rows: list[list[object]] = field(init=False)
     requests: dict[str, Request] = field(default_factory=dict)
     prefilled: dict[str, int] = field(default_factory=dict)
+    admitted: list[str] = field(default_factory=list)
     outputs: dict[Choice, list[int]] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
     aborted: set[str] = field(default_factory=set)
@@ -159,6 +167,8 @@ class Traffic:
                 visit.num_choices,
                 _whole_ranges(visit.tokens),
                 ListKey(visit.tokens, visit.salt) if self.has_cache else None,
+                visit.priority,
+                visit.max_chunk,
             )
             try:
                 self.scheduler.add_request(request)
@@ -182,14 +192,20 @@ class Traffic:
 
     def _must_prefill(self) -> bool:
         """Whether a prompt is under way, or the first of the queue fits beside what runs."""
-        for name in self.added:
-            request = self.requests[name]
-            if request.is_finished or request.choices[0] in self.outputs:
-                continue
-            if name in self.prefilled:
-                return True
-            return len(self._running()) + request.num_choices <= self.scheduler.max_num_seqs
-        return False
+        open_ = [
+            name
+            for name in self.added
+            if not self.requests[name].is_finished
+            and self.requests[name].choices[0] not in self.outputs
+        ]
+        if not open_ or (self.admitted and self.admitted[-1] in open_):
+            return bool(open_)
+        first = min(open_, key=lambda name: self.requests[name].priority)
+        needed = len(self._running()) + self.requests[first].num_choices
+        if needed > self.scheduler.max_num_seqs:
+            return False
+        self.admitted.append(first)
+        return True
 
     def _visit(self, request: Request) -> Visit:
         return self.visits[int(request.request_id[1:])]
@@ -237,13 +253,16 @@ class Traffic:
 
     def _prefill(self, plan):
         name, start, visit = plan.request.request_id, plan.start, self._visit(plan.request)
+        assert name == self.admitted[-1], "somebody else was first"
         stop = start + plan.num_scheduled_tokens
         assert start == self.prefilled.setdefault(name, plan.request.num_cached_tokens), "a gap"
         ranges = _whole_ranges(visit.tokens)
         assert not _is_inside(start, ranges), "cut into what must be whole"
         assert not _is_inside(stop, ranges), "cut into what must be whole"
         is_whole = (start, stop) in ranges
-        assert 1 <= plan.num_scheduled_tokens <= self.scheduler.max_num_batched_tokens or is_whole
+        longest = self.scheduler.max_num_batched_tokens
+        longest = min(longest, visit.max_chunk or longest)
+        assert 1 <= plan.num_scheduled_tokens <= longest or is_whole
         assert self.rows[plan.slot][:start] == visit.cells()[:start]
         self.rows[plan.slot][start:stop] = visit.cells()[start:stop]
         self.prefilled[name] = stop
@@ -284,7 +303,8 @@ class Traffic:
     failures=st.dictionaries(st.integers(0, 40), st.integers(0, 2), max_size=2),
 )
 def test_random_traffic(visits, max_num_seqs, chunk, max_waiting, has_cache, failures):
-    """Rows hold their own history, nobody starves, everybody ends once, first come first served."""
+    """Rows hold their own history, nobody starves, everybody ends once, and the queue is served by
+    priority and then by arrival."""
     scheduler = Scheduler(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=chunk,
@@ -295,8 +315,7 @@ def test_random_traffic(visits, max_num_seqs, chunk, max_waiting, has_cache, fai
     traffic.run()
     assert not scheduler.has_unfinished
     assert scheduler.num_running == scheduler.num_waiting == 0
-    begun = list(traffic.prefilled)
-    assert begun == [name for name in traffic.added if name in traffic.prefilled]
+    assert set(traffic.prefilled) <= set(traffic.admitted)
     for name, request in traffic.requests.items():
         assert request.is_finished
         assert 0 <= request.num_cached_tokens < request.num_prompt_tokens

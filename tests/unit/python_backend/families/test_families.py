@@ -69,6 +69,38 @@ def test_prompt_and_pixels_equal_those_of_the_huggingface_processor(tiny, family
         np.testing.assert_array_equal(array, expected[key].numpy(), err_msg=key)
 
 
+def _num_frame_tokens(config):
+    vision = config["vision_config"]
+    return (vision["image_size"] // vision["patch_size"] // config["scale_factor"]) ** 2
+
+
+def _num_tile_tokens(config):
+    vision = config["vision_config"]
+    return (vision["image_size"] // vision["patch_size"]) ** 2 + 1
+
+
+# As docs/openai-api.md counts them; the Qwen-VL line has budgets of pixels instead.
+LOW_DETAIL_TOKENS = {
+    "gemma3": lambda config: config["mm_tokens_per_image"],
+    "idefics3": _num_frame_tokens,
+    "smolvlm": _num_frame_tokens,
+    "llava_onevision": _num_tile_tokens,
+    "mllama": lambda config: 1,
+}
+
+
+def test_low_detail_costs_what_one_look_at_the_whole_picture_costs(tiny, family):
+    config = tiny.model.manifest.config
+    if config["model_type"] not in LOW_DETAIL_TOKENS:
+        pytest.skip("test_qwen_vl.py has these")
+    low, auto, high = (
+        family.prepare_image(picture(1200, 700), detail, 1).num_tokens
+        for detail in ("low", "auto", "high")
+    )
+    assert low == LOW_DETAIL_TOKENS[config["model_type"]](config)
+    assert low <= auto <= high
+
+
 def test_features_have_the_declared_names_and_dtypes(family):
     for sizes in ([], SIZES[:1], SIZES):
         images = [family.prepare_image(picture(*size), "auto", len(sizes)) for size in sizes]

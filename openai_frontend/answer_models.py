@@ -1,0 +1,311 @@
+"""What the answers look like, for `/openapi.json`.
+
+Nothing is built from these models, because that would cost more than the rest of the proxy (see
+`responses`); tests hold every answer against them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FinishReason = Literal["stop", "length"]
+
+
+class AnswerFields(BaseModel):
+    """The fields of an object in an answer, and no others."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorObject(AnswerFields):
+    """What is wrong and what to change."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(AnswerFields):
+    """OpenAI's errors."""
+
+    error: ErrorObject
+
+
+class AnthropicErrorObject(AnswerFields):
+    """What is wrong and what to change."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorAnswer(AnswerFields):
+    """Anthropic's errors."""
+
+    type: Literal["error"]
+    error: AnthropicErrorObject
+
+
+class PromptTokensDetails(AnswerFields):
+    """Which tokens a prompt has."""
+
+    cached_tokens: int
+    audio_tokens: int
+    image_tokens: int
+    text_tokens: int
+
+
+class CompletionTokensDetails(AnswerFields):
+    """Which tokens were generated."""
+
+    reasoning_tokens: int
+    audio_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
+class UsageObject(AnswerFields):
+    """Tokens of a request: one prompt and all choices."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+    reasoning_tokens: int
+
+
+class AnswerMetadata(AnswerFields):
+    """SGLang's field about the model's weights."""
+
+    weight_version: str
+
+
+class OpenAIObject(AnswerFields):
+    """What OpenAI's answers and chunks begin with."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class TopLogprob(AnswerFields):
+    """A token that was likely at some place."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class TokenLogprob(TopLogprob):
+    """A generated token and the likeliest ones at its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class PromptLogprob(AnswerFields):
+    """vLLM's log probability of a token in the prompt."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
+class ChatLogprobs(AnswerFields):
+    """Log probabilities of a chat's tokens."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class AssistantMessage(AnswerFields):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+    reasoning_content: None
+    tool_calls: None
+
+
+class ChatChoice(AnswerFields):
+    """One answer of a chat."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+    matched_stop: int | str | None
+    token_ids: list[int] | None = None
+
+
+class ChatCompletion(OpenAIObject):
+    """The whole answer of `/v1/chat/completions`."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: UsageObject
+    metadata: AnswerMetadata
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class ChatDelta(AnswerFields):
+    """What a chunk adds to a message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class ChatChunkChoice(AnswerFields):
+    """What a chunk adds to a choice."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    matched_stop: int | str | None
+    token_ids: list[int] | None = None
+
+
+class ChatCompletionChunk(OpenAIObject):
+    """An event of `/v1/chat/completions`."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: UsageObject | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionLogprobs(AnswerFields):
+    """Log probabilities in OpenAI's classic form."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChunkChoice(AnswerFields):
+    """What a chunk adds to a choice."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    matched_stop: int | str | None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionChoice(CompletionChunkChoice):
+    """One answer to a plain prompt."""
+
+    finish_reason: FinishReason
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class Completion(OpenAIObject):
+    """The whole answer of `/v1/completions`."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: UsageObject
+    metadata: AnswerMetadata
+
+
+class CompletionChunk(OpenAIObject):
+    """An event of `/v1/completions`."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChunkChoice]
+    usage: UsageObject | None = None
+
+
+class AnthropicTextBlock(AnswerFields):
+    """Text of an answer."""
+
+    type: Literal["text"]
+    text: str
+
+
+class AnthropicUsage(AnswerFields):
+    """Tokens of a message."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class AnthropicMessage(AnswerFields):
+    """The whole answer of `/v1/messages`."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[AnthropicTextBlock]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"]
+    stop_sequence: str | None
+    usage: AnthropicUsage
+
+
+class TokenCount(AnswerFields):
+    """The answer of `/v1/messages/count_tokens`."""
+
+    input_tokens: int
+
+
+class Tokens(AnswerFields):
+    """The answer of `/tokenize`."""
+
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: None
+
+
+class DetokenizedText(AnswerFields):
+    """The answer of `/detokenize`."""
+
+    prompt: str
+
+
+class ModelCard(AnswerFields):
+    """A model that can be asked for."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: None
+    max_model_len: int | None
+    max_images: int | None
+
+
+class ModelList(AnswerFields):
+    """The answer of `/v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class HealthStatus(AnswerFields):
+    """The answer of a health check that passes."""
+
+    status: Literal["live", "ready", "generating"]
+
+
+class VersionAnswer(AnswerFields):
+    """The answer of `/version`."""
+
+    version: str
