@@ -15,7 +15,7 @@ from python_backend.image import ImageLimits, decode_image, image_hash, image_si
 from python_backend.manifest import ModelFolder
 
 _DETAILS: tuple[Detail, ...] = ("auto", "low", "high")
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class Preprocessor:
             InvalidImageError: an image is not readable or outside the limits.
         """
         conversation, details = read_prompt(prompt)
+        self._check_capabilities(conversation)
         if len(details) != len(images):
             raise InvalidRequestError(
                 f"the prompt has {len(details)} image parts for {len(images)} images",
@@ -95,6 +96,25 @@ class Preprocessor:
         self._check_length(len(result.token_ids), len(prepared))
         return PreparedRequest(result, prepared, hashes)
 
+    def _check_capabilities(self, conversation: Conversation) -> None:
+        """Refuse what the chat template would leave out."""
+        manifest, messages = self._manifest, conversation.messages or ()
+        uses_tools = conversation.tools or any(
+            message["role"] == "tool" or "tool_calls" in message for message in messages
+        )
+        if uses_tools and manifest.tool_format is None:
+            raise InvalidRequestError(
+                f"the chat template of {manifest.served_model_name} takes no tools: send the request "
+                "without them, or ask a model that calls tools",
+                param="tools",
+            )
+        if manifest.reasoning_marks is None and any("reasoning_content" in m for m in messages):
+            raise InvalidRequestError(
+                f"{manifest.served_model_name} does not reason: send its messages without "
+                "reasoning_content",
+                param="messages",
+            )
+
     def _check_length(self, num_tokens: int, num_images: int) -> None:
         """Refuse a prompt before the encoder works for it."""
         if num_tokens >= self._manifest.max_model_len:
@@ -126,12 +146,15 @@ def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, dict[str, Deta
     Raises:
         InvalidRequestError: it is not what `tensor_names.PROMPT` describes.
     """
-    if not isinstance(prompt, Mapping) or len(prompt) != 1:
+    if not isinstance(prompt, Mapping) or len(prompt.keys() - {"tools"}) != 1:
         raise InvalidRequestError(
             "the prompt must be a JSON object with one of messages, prompt and prompt_token_ids",
             param="prompt",
         )
-    ((kind, value),) = prompt.items()
+    (kind,) = prompt.keys() - {"tools"}
+    value = prompt[kind]
+    if "tools" in prompt and kind != "messages":
+        raise InvalidRequestError("tools need messages", param="tools")
     if kind == "prompt" and isinstance(value, str):
         return Conversation(prompt=value), {}
     if (
@@ -144,18 +167,31 @@ def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, dict[str, Deta
         details: dict[str, Detail] = {}
         for i, message in enumerate(value):
             _read_message(message, f"messages[{i}]", details)
-        return Conversation(messages=value), details
+        tools = _read_tools(prompt["tools"]) if "tools" in prompt else ()
+        return Conversation(messages=value, tools=tools), details
     raise InvalidRequestError(f"{kind} is empty or of the wrong type", param=str(kind))
 
 
+def _read_tools(tools: object) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(tools, list) or not tools or not all(isinstance(t, Mapping) for t in tools):
+        raise InvalidRequestError("tools must be a list of one or more objects", param="tools")
+    return tools
+
+
 def _read_message(message: object, path: str, details: dict[str, Detail]) -> None:
-    # Nothing else may reach the chat template: a control token in it would not be disarmed.
-    if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
-        raise InvalidRequestError(f"{path} must have a role and content, nothing else", param=path)
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        raise InvalidRequestError(f"{path} must have a role and content", param=path)
     if message["role"] not in _ROLES:
         raise InvalidRequestError(
             f"{path}.role must be one of {', '.join(_ROLES)}", param=f"{path}.role"
         )
+    known = {"role", "content"}
+    if message["role"] == "assistant":
+        known |= {"tool_calls", "reasoning_content"}
+        _check_assistant(message, path)
+    if unknown := message.keys() - known:
+        where = f"{path}.{min(unknown)}"
+        raise InvalidRequestError(f"{where} does not belong to such a message", param=where)
     content = message["content"]
     if isinstance(content, str):
         return
@@ -174,4 +210,30 @@ def _read_message(message: object, path: str, details: dict[str, Detail]) -> Non
         raise InvalidRequestError(
             f"{where} must be a text or an image part; detail is one of {', '.join(_DETAILS)}",
             param=where,
+        )
+
+
+def _check_assistant(message: Mapping[str, Any], path: str) -> None:
+    if not isinstance(message.get("reasoning_content", ""), str):
+        where = f"{path}.reasoning_content"
+        raise InvalidRequestError(f"{where} must be a string", param=where)
+    if "tool_calls" not in message:
+        return
+    calls = message["tool_calls"]
+    if not isinstance(calls, list) or not calls:
+        where = f"{path}.tool_calls"
+        raise InvalidRequestError(f"{where} must be a list of one or more calls", param=where)
+    for i, call in enumerate(calls):
+        _check_call(call, f"{path}.tool_calls[{i}]")
+
+
+def _check_call(call: object, path: str) -> None:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not (
+        isinstance(function, Mapping)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), Mapping)
+    ):
+        raise InvalidRequestError(
+            f"{path}.function must have a name and arguments, which are an object", param=path
         )

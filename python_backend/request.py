@@ -42,12 +42,14 @@ class Usage:
         completion_tokens: of this choice, the token that ended it included.
         image_tokens: how many of the prompt tokens stand for images.
         cached_tokens: prompt tokens that were not computed because a cache row already held them.
+        reasoning_tokens: how many of the completion tokens are the model's reasoning, marks included.
     """
 
     prompt_tokens: int
     completion_tokens: int
     image_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,14 @@ class RequestOutput:
     Attributes:
         request_id: whose.
         index: which of its choices.
-        text: follows the text sent before; may be empty.
+        text: of the answer, follows the text sent before; may be empty.
         token_ids: tokens this output covers.
         logprobs: one OpenAI token object per token, None if not asked for.
         finish_reason: `stop` or `length` on the choice's last output, else None.
         matched_stop: the stop token id or string that ended it, if one did.
         usage: on the choice's last output.
         is_last: whether no choice of the request has anything more to come.
+        reasoning: of the model, likewise; its end is before the beginning of `text`.
     """
 
     request_id: str
@@ -75,6 +78,7 @@ class RequestOutput:
     matched_stop: int | str | None = None
     usage: Usage | None = None
     is_last: bool = False
+    reasoning: str = ""
 
     def merge(self, later: RequestOutput) -> RequestOutput:
         """This output and a later one of the same choice, as one."""
@@ -88,6 +92,7 @@ class RequestOutput:
             later.matched_stop,
             later.usage,
             later.is_last,
+            self.reasoning + later.reasoning,
         )
 
 

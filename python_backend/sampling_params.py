@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from python_backend.errors import InvalidRequestError
+from python_backend.tool_calls import check_tool_calls
 
 MAX_CHOICES: Final = 128
 """Choices of one request; the limit of the OpenAI API."""
@@ -35,7 +36,7 @@ _MAX_SEED = 2**63
 _MAX_SHOWN_CHARS = 80
 
 
-GrammarKind = Literal["json_schema", "regex", "grammar", "choice"]
+GrammarKind = Literal["json_schema", "regex", "grammar", "choice", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ class Grammar:
     """What the whole text of an answer must match.
 
     Attributes:
-        kind: `json_schema`, `regex`, `grammar` (EBNF as in Lark or in GBNF) or `choice` (one of some
-            strings).
-        text: the schema or the list of strings as JSON, else the expression or grammar as it is.
+        kind: `json_schema`, `regex`, `grammar` (EBNF as in Lark or in GBNF), `choice` (one of some
+            strings) or `tool_calls` (calls of functions, see `tool_calls.check_tool_calls`).
+        text: the expression or grammar as it is, everything else as JSON.
     """
 
     kind: GrammarKind
@@ -84,7 +85,9 @@ class SamplingParams:
         logit_bias: token id to a number added to its logit. Read-only.
         logprobs: most likely alternatives to report per token; 0: the chosen token only; None: no
             log probabilities.
-        grammar: what each answer must match, from its first token to its end.
+        grammar: what each answer must match, from its first token, or the first after its reasoning, to its
+            end.
+        separate_reasoning: tell a reasoning model's thoughts from its answer; without, they are one text.
 
     Raises:
         InvalidRequestError: a value is outside its limits; `param` names the field.
@@ -109,6 +112,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     logprobs: int | None = None
     grammar: Grammar | None = None
+    separate_reasoning: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
@@ -221,8 +225,8 @@ def _to_json_value(value: Any) -> Any:
     if isinstance(value, MappingProxyType):
         return dict(value)
     if isinstance(value, Grammar):
-        is_json = value.kind in ("json_schema", "choice")
-        return {value.kind: json.loads(value.text) if is_json else value.text}
+        is_text = value.kind in ("regex", "grammar")
+        return {value.kind: value.text if is_text else json.loads(value.text)}
     return value
 
 
@@ -338,8 +342,12 @@ def _read_grammar(param: str, value: object) -> Grammar:
                     param=param,
                 )
             return Grammar(kind, json.dumps(choices))
+        case "tool_calls":
+            check_tool_calls(param, item)
+            return Grammar(kind, json.dumps(item))
     raise InvalidRequestError(
-        f"{_shorten(repr(kind))} is no kind of grammar; choose from json_schema, regex, grammar, choice",
+        f"{_shorten(repr(kind))} is no kind of grammar; choose from "
+        "json_schema, regex, grammar, choice, tool_calls",
         param=param,
     )
 
@@ -363,4 +371,5 @@ _READERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "logit_bias": _read_logit_bias,
     "logprobs": _read_int,
     "grammar": _read_grammar,
+    "separate_reasoning": _read_bool,
 }
