@@ -11,16 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from openai_frontend.backend import Delta, Usage
+from openai_frontend.backend import Delta, ToolCallDelta, Usage
 from openai_frontend.errors import error_body
 from openai_frontend.sse import DONE, dumps, event
 
 
 @dataclass(slots=True)
 class Choice:
-    """One choice of an answer that is not streamed, as far as it has arrived."""
+    """One choice of an answer that is not streamed, as far as it has arrived.
+
+    A member of `tool_calls` has the id, the name and the arguments as JSON.
+    """
 
     text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, str]] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     matched_stop: int | str | None = None
@@ -28,6 +33,11 @@ class Choice:
     def add(self, delta: Delta) -> None:
         """Append what `delta` brings."""
         self.text += delta.text
+        self.reasoning += delta.reasoning
+        for call in delta.tool_calls:
+            if call.id is not None and call.name is not None:
+                self.tool_calls.append({"id": call.id, "name": call.name, "arguments": ""})
+            self.tool_calls[call.index]["arguments"] += call.arguments
         self.logprobs += delta.logprobs or ()
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason
@@ -64,6 +74,7 @@ class OpenAIAnswer(Answer):
         fingerprint: of the served configuration.
         has_logprobs: whether the client asked for log probabilities.
         include_usage: whether the stream ends with a usage chunk.
+        may_call: whether the answer may be tool calls, without content.
     """
 
     id_prefix: ClassVar[str]
@@ -79,7 +90,9 @@ class OpenAIAnswer(Answer):
         fingerprint: str,
         has_logprobs: bool,
         include_usage: bool,
+        may_call: bool,
     ) -> None:
+        self._may_call = may_call
         self._head: dict[str, Any] = {
             "id": self.id_prefix + answer_id,
             "object": self.whole_object,
@@ -96,9 +109,11 @@ class OpenAIAnswer(Answer):
         """Events for one delta."""
         data = self._start_event(delta.index) if is_first else b""
         logprobs = self._logprobs(delta.logprobs or (), delta) if self._has_logprobs else None
-        if delta.text or logprobs:
+        if delta.text or logprobs or delta.reasoning or delta.tool_calls:
             encoded = "null" if logprobs is None else dumps(logprobs)
-            data += self._event(self._text_choice(delta.index, dumps(delta.text), encoded))
+            for content in self._contents(delta):
+                data += self._event(self._content_choice(delta.index, content, encoded))
+                encoded = "null"
         if delta.finish_reason is not None:
             ending = (
                 f'"logprobs":null,"finish_reason":{dumps(delta.finish_reason)},'
@@ -134,8 +149,12 @@ class OpenAIAnswer(Answer):
         return b""
 
     @abstractmethod
-    def _text_choice(self, index: int, text: str, logprobs: str) -> str:
-        """JSON of a choice that brings text; `text` and `logprobs` are JSON already."""
+    def _contents(self, delta: Delta) -> Sequence[str]:
+        """What `delta` brings, as JSON of one or more chunks."""
+
+    @abstractmethod
+    def _content_choice(self, index: int, content: str, logprobs: str) -> str:
+        """JSON of a choice that brings one of `_contents`; `logprobs` is JSON, too."""
 
     @abstractmethod
     def _end_choice(self, index: int, ending: str) -> str:
@@ -160,14 +179,28 @@ class ChatAnswer(OpenAIAnswer):
     chunk_object = "chat.completion.chunk"
 
     def _start_event(self, index: int) -> bytes:
+        content = "null" if self._may_call else '""'
         return self._event(
-            f'{{"index":{index},"delta":{{"role":"assistant","content":"","refusal":null}},'
+            f'{{"index":{index},"delta":{{"role":"assistant","content":{content},"refusal":null}},'
             '"logprobs":null,"finish_reason":null,"matched_stop":null}'
         )
 
-    def _text_choice(self, index: int, text: str, logprobs: str) -> str:
+    def _contents(self, delta: Delta) -> Sequence[str]:
+        if not (delta.reasoning or delta.tool_calls):
+            # Text that is held back, because it may begin a call, leaves log probabilities alone.
+            is_nothing = self._may_call and not delta.text
+            return ("" if is_nothing else f'"content":{dumps(delta.text)}',)
+        contents = []
+        if delta.reasoning:
+            contents.append(f'"reasoning_content":{dumps(delta.reasoning)}')
+        if delta.text:
+            contents.append(f'"content":{dumps(delta.text)}')
+        # Each in its own chunk: clients take members of one list for different calls.
+        return [*contents, *(f'"tool_calls":[{_call_chunk(call)}]' for call in delta.tool_calls)]
+
+    def _content_choice(self, index: int, content: str, logprobs: str) -> str:
         return (
-            f'{{"index":{index},"delta":{{"content":{text}}},"logprobs":{logprobs},'
+            f'{{"index":{index},"delta":{{{content}}},"logprobs":{logprobs},'
             '"finish_reason":null,"matched_stop":null}'
         )
 
@@ -179,10 +212,10 @@ class ChatAnswer(OpenAIAnswer):
             "index": index,
             "message": {
                 "role": "assistant",
-                "content": choice.text,
+                "content": choice.text if choice.text or not choice.tool_calls else None,
                 "refusal": None,
-                "reasoning_content": None,
-                "tool_calls": None,
+                "reasoning_content": choice.reasoning or None,
+                "tool_calls": [_whole_call(call) for call in choice.tool_calls] or None,
             },
             "logprobs": self._logprobs(choice.logprobs, None) if self._has_logprobs else None,
             "finish_reason": choice.finish_reason,
@@ -209,9 +242,12 @@ class CompletionAnswer(OpenAIAnswer):
         # Characters of the tokens sent so far, per choice: `text_offset` goes on across chunks.
         self._num_chars: dict[int, int] = {}
 
-    def _text_choice(self, index: int, text: str, logprobs: str) -> str:
+    def _contents(self, delta: Delta) -> Sequence[str]:
+        return (dumps(delta.text),)
+
+    def _content_choice(self, index: int, content: str, logprobs: str) -> str:
         return (
-            f'{{"index":{index},"text":{text},"logprobs":{logprobs},'
+            f'{{"index":{index},"text":{content},"logprobs":{logprobs},'
             '"finish_reason":null,"matched_stop":null}'
         )
 
@@ -251,6 +287,21 @@ class CompletionAnswer(OpenAIAnswer):
         }
 
 
+def _call_chunk(call: ToolCallDelta) -> str:
+    if call.id is None:
+        return f'{{"index":{call.index},"function":{{"arguments":{dumps(call.arguments)}}}}}'
+    return dumps({"index": call.index} | _call_json(call.id, call.name, call.arguments))
+
+
+def _whole_call(call: dict[str, str]) -> dict[str, Any]:
+    return _call_json(call["id"], call["name"], call["arguments"])
+
+
+def _call_json(call_id: str, name: str | None, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function}
+
+
 def usage_json(usage: Usage) -> dict[str, Any]:
     """OpenAI's usage object, with SGLang's `reasoning_tokens` beside it."""
     return {
@@ -264,10 +315,10 @@ def usage_json(usage: Usage) -> dict[str, Any]:
             "text_tokens": usage.prompt_tokens - usage.image_tokens,
         },
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": usage.reasoning_tokens,
             "audio_tokens": 0,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
         },
-        "reasoning_tokens": 0,
+        "reasoning_tokens": usage.reasoning_tokens,
     }

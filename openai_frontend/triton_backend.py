@@ -231,6 +231,7 @@ def delta_of(response: service_pb2.ModelInferResponse) -> Delta | None:
             finish_reason=details.get("finish_reason"),
             matched_stop=details.get("matched_stop"),
             usage=None if usage is None else Usage(**usage),
+            reasoning=details.get("reasoning", ""),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the decoder sent a response that is not understood: {error}") from error
