@@ -201,6 +201,11 @@ def _build_into(
         versions=versions(),
     )
     family = _load_family(manifest, processor_dir, source.checkpoint.folder)
+    manifest = replace(
+        manifest,
+        tool_format=family.template.tool_format,
+        reasoning_marks=family.template.reasoning_marks,
+    )
     write_repository(staging, manifest, family.encoder_tensors)
     return manifest
 

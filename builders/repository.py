@@ -115,6 +115,8 @@ def _ensemble(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> st
                 names.PARAM_SERVED_NAME: manifest.served_model_name,
                 names.PARAM_MAX_MODEL_LEN: str(manifest.max_model_len),
                 names.PARAM_MAX_IMAGES: str(manifest.max_images),
+                **({names.PARAM_TOOL_FORMAT: manifest.tool_format} if manifest.tool_format else {}),
+                **({names.PARAM_REASONS: "true"} if manifest.reasoning_marks else {}),
             }
         )
     )

@@ -1,32 +1,28 @@
-"""Anthropic's Messages API: its requests as chat requests, its answers, events and errors.
+"""Anthropic's Messages API: its requests as chat requests.
 
 Clients of that API, with `base_url` set to this server, get what an OpenAI client gets.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, Tag, model_validator
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from openai_frontend.backend import Delta, Usage
-from openai_frontend.errors import error_body
 from openai_frontend.protocol import (
     ChatCompletionRequest,
     Fields,
+    FunctionName,
+    JsonSchema,
     StopStrings,
-    text_or_image,
+    by_type,
     text_or_list,
 )
-from openai_frontend.responses import Answer, Choice
-from openai_frontend.sse import dumps, named_event
+from openai_frontend.sse import dumps
 from openai_frontend.unsupported import UNSUPPORTED_MESSAGES, documented, without_unsupported
 from python_backend.errors import InvalidRequestError
-
-PATH = "/v1/messages"
+from python_backend.tool_calls import MAX_FUNCTIONS
 
 
 class CacheControl(Fields):
@@ -67,11 +63,53 @@ class ImageBlock(Fields):
     cache_control: CacheControl | None = None
 
 
-_Block = Annotated[
+_TextOrImage = Annotated[
     Annotated[TextBlock, Tag("<text>")] | Annotated[ImageBlock, Tag("<image>")],
-    text_or_image("Content blocks", "image"),
+    by_type("Content blocks", "text", "image"),
 ]
 _TEXT_OR_LIST = text_or_list("content blocks")
+
+
+class ToolUseBlock(Fields):
+    """A call that the model wrote."""
+
+    type: Literal["tool_use"]
+    id: str = Field(min_length=1, max_length=512)
+    name: FunctionName
+    input: dict[str, Any]
+    cache_control: CacheControl | None = None
+
+
+class ToolResultBlock(Fields):
+    """What came of a call."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str = Field(min_length=1, max_length=512)
+    content: Annotated[
+        Annotated[str, Tag("<text>")] | Annotated[list[_TextOrImage], Tag("<list>")], _TEXT_OR_LIST
+    ] = ""
+    is_error: bool | None = None
+    cache_control: CacheControl | None = None
+
+
+class ThinkingBlock(Fields):
+    """What the model thought; the signature is this server's, which is empty."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str = ""
+
+
+_Block = Annotated[
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ImageBlock, Tag("<image>")]
+    | Annotated[ToolUseBlock, Tag("<tool_use>")]
+    | Annotated[ToolResultBlock, Tag("<tool_result>")]
+    | Annotated[ThinkingBlock, Tag("<thinking>")],
+    by_type("Content blocks", "text", "image", "tool_use", "tool_result", "thinking"),
+]
+_USER_BLOCKS = (TextBlock, ImageBlock, ToolResultBlock)
+_ASSISTANT_BLOCKS = (TextBlock, ImageBlock, ToolUseBlock, ThinkingBlock)
 
 
 class Turn(Fields):
@@ -82,6 +120,46 @@ class Turn(Fields):
         Annotated[str, Tag("<text>")] | Annotated[list[_Block], Field(min_length=1), Tag("<list>")],
         _TEXT_OR_LIST,
     ]
+
+
+class InputTool(Fields):
+    """A function that the model may call."""
+
+    type: Literal["custom"] | None = None
+    name: FunctionName
+    description: str | None = None
+    input_schema: JsonSchema
+    strict: bool | None = None
+    cache_control: CacheControl | None = None
+
+    def to_chat(self) -> dict[str, Any]:
+        """The same as a tool of a chat request."""
+        function = {"name": self.name, "parameters": self.input_schema}
+        if self.description is not None:
+            function["description"] = self.description
+        return {"type": "function", "function": function}
+
+
+class InputToolChoice(Fields):
+    """Whether the model must call a tool, and which."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: FunctionName | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    def to_chat(self) -> dict[str, Any]:
+        """The same as fields of a chat request."""
+        if (self.name is not None) != (self.type == "tool"):
+            raise InvalidRequestError(
+                "'tool_choice.name' belongs to the type 'tool', which needs it.",
+                param="tool_choice.name",
+            )
+        choices: dict[str, Any] = {"auto": "auto", "any": "required", "none": "none"}
+        choices["tool"] = {"type": "function", "function": {"name": self.name}}
+        fields: dict[str, Any] = {"tool_choice": choices[self.type]}
+        if self.disable_parallel_tool_use:
+            fields["parallel_tool_calls"] = False
+        return fields
 
 
 class Metadata(Fields):
@@ -100,6 +178,8 @@ class CountTokensRequest(Fields):
     system: Annotated[
         Annotated[str, Tag("<text>")] | Annotated[list[TextBlock], Tag("<list>")], _TEXT_OR_LIST
     ] = ""
+    tools: list[InputTool] | None = Field(None, max_length=MAX_FUNCTIONS)
+    tool_choice: InputToolChoice | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -121,14 +201,23 @@ class CountTokensRequest(Fields):
         system = self.system
         if not isinstance(system, str):
             system = "\n".join(block.text for block in system)
-        turns = [{"role": "system", "content": system}] if system else []
-        return [
-            *turns,
-            *(
-                {"role": turn.role, "content": _chat_content(turn.content)}
-                for turn in self.messages
-            ),
-        ]
+        turns: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        for i, turn in enumerate(self.messages):
+            turns += _chat_turns(turn, f"messages[{i}]")
+        return turns
+
+    def to_chat(self) -> ChatCompletionRequest:
+        """The same as a chat request."""
+        fields = {"model": self.model, "messages": self.chat_messages()} | self._chat_fields()
+        if self.tools:
+            fields["tools"] = [tool.to_chat() for tool in self.tools]
+        if self.tool_choice is not None:
+            fields |= self.tool_choice.to_chat()
+        return ChatCompletionRequest.model_validate(fields)
+
+    def _chat_fields(self) -> dict[str, Any]:
+        """What an answer needs to know besides the conversation and its tools."""
+        return {}
 
 
 class MessagesRequest(CountTokensRequest):
@@ -142,23 +231,56 @@ class MessagesRequest(CountTokensRequest):
     top_p: float | None = Field(None, ge=0, le=1)
     metadata: Metadata | None = None
 
-    def to_chat(self) -> ChatCompletionRequest:
-        """The same as a chat request."""
-        return ChatCompletionRequest.model_validate(
-            {
-                "model": self.model,
-                "messages": self.chat_messages(),
-                "max_tokens": self.max_tokens,
-                "stop": self.stop_sequences,
-                "stream": self.stream,
-                "temperature": self.temperature,
-                "top_k": self.top_k,
-                "top_p": self.top_p,
-            }
-        )
+    def _chat_fields(self) -> dict[str, Any]:
+        return {
+            "max_tokens": self.max_tokens,
+            "stop": self.stop_sequences,
+            "stream": self.stream,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+        }
 
 
-def _chat_content(content: str | list[TextBlock | ImageBlock]) -> str | list[dict[str, Any]]:
+def _chat_turns(turn: Turn, path: str) -> list[dict[str, Any]]:
+    """A turn as chat messages: results of tools are messages of their own, before the others of the user."""
+    if isinstance(turn.content, str):
+        return [{"role": turn.role, "content": turn.content}]
+    allowed = _USER_BLOCKS if turn.role == "user" else _ASSISTANT_BLOCKS
+    for i, block in enumerate(turn.content):
+        if not isinstance(block, allowed):
+            raise InvalidRequestError(
+                f"Blocks of type '{block.type}' are not for messages of the {turn.role}.",
+                param=f"{path}.content[{i}].type",
+            )
+    turns = [_chat_result(block) for block in turn.content if isinstance(block, ToolResultBlock)]
+    message: dict[str, Any] = {"role": turn.role}
+    shown = [block for block in turn.content if isinstance(block, TextBlock | ImageBlock)]
+    if shown:
+        message["content"] = _chat_content(shown)
+    if thoughts := [block.thinking for block in turn.content if isinstance(block, ThinkingBlock)]:
+        message["reasoning_content"] = "\n".join(thoughts)
+    if calls := [_chat_call(block) for block in turn.content if isinstance(block, ToolUseBlock)]:
+        message["tool_calls"] = calls
+    return [*turns, message] if len(message) > 1 else turns
+
+
+def _chat_call(block: ToolUseBlock) -> dict[str, Any]:
+    function = {"name": block.name, "arguments": dumps(block.input)}
+    return {"id": block.id, "type": "function", "function": function}
+
+
+def _chat_result(block: ToolResultBlock) -> dict[str, Any]:
+    content = _chat_content(block.content) if block.content else ""
+    if block.is_error:  # chat templates have no other word for it
+        error = {"type": "text", "text": "Error: "}
+        content = f"Error: {content}" if isinstance(content, str) else [error, *content]
+    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
+
+
+def _chat_content(
+    content: str | Sequence[TextBlock | ImageBlock],
+) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
     return [
@@ -173,137 +295,3 @@ def _url(source: Base64Source | UrlSource) -> str:
     if isinstance(source, UrlSource):
         return source.url
     return f"data:{source.media_type};base64,{source.data}"
-
-
-class MessagesAnswer(Answer):
-    """Answers of `/v1/messages`, which have one choice."""
-
-    def __init__(self, *, answer_id: str, model: str, **_: Any) -> None:
-        self._head = {
-            "id": f"msg_{answer_id}",
-            "type": "message",
-            "role": "assistant",
-            "model": model,
-        }
-        self._finish: dict[str, Any] = {}
-
-    def chunks(self, delta: Delta, *, is_first: bool) -> bytes:
-        """Events for one delta; the first ones open the message and its only block."""
-        data = self._opening() if is_first else b""
-        if delta.text:
-            data += named_event(
-                "content_block_delta",
-                f'"index":0,"delta":{{"type":"text_delta","text":{dumps(delta.text)}}}',
-            )
-        if delta.finish_reason is not None:
-            self._finish = _stop_fields(delta.finish_reason, delta.matched_stop)
-        return data
-
-    def _opening(self) -> bytes:
-        # How many tokens the prompt has is known at the end; `message_delta` says it.
-        message: dict[str, Any] = self._head | {
-            "content": [],
-            "stop_reason": None,
-            "stop_sequence": None,
-            "usage": {"input_tokens": 0, "output_tokens": 0},
-        }
-        return named_event("message_start", f'"message":{dumps(message)}') + named_event(
-            "content_block_start", '"index":0,"content_block":{"type":"text","text":""}'
-        )
-
-    def ending(self, usage: Usage) -> bytes:
-        """The events that close the block and the message."""
-        return (
-            named_event("content_block_stop", '"index":0')
-            + named_event(
-                "message_delta",
-                f'"delta":{dumps(self._finish)},"usage":{dumps(_usage_json(usage))}',
-            )
-            + named_event("message_stop", "")
-        )
-
-    def failure(self, error: BaseException) -> bytes:
-        """The event of an error after the first event."""
-        return named_event("error", f'"error":{dumps(_error_json(error_body(error)))}')
-
-    def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
-        """The body of an answer that is not streamed."""
-        (choice,) = choices
-        assert choice.finish_reason is not None
-        body = (
-            self._head
-            | {"content": [{"type": "text", "text": choice.text}]}
-            | _stop_fields(choice.finish_reason, choice.matched_stop)
-            | {"usage": _usage_json(usage)}
-        )
-        return dumps(body).encode("utf-8", "replace")
-
-
-def _stop_fields(finish_reason: str, matched_stop: int | str | None) -> dict[str, Any]:
-    if finish_reason == "length":
-        return {"stop_reason": "max_tokens", "stop_sequence": None}
-    if isinstance(matched_stop, str):
-        return {"stop_reason": "stop_sequence", "stop_sequence": matched_stop}
-    return {"stop_reason": "end_turn", "stop_sequence": None}
-
-
-def _usage_json(usage: Usage) -> dict[str, int]:
-    return {
-        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": usage.cached_tokens,
-        "output_tokens": usage.completion_tokens,
-    }
-
-
-# HTTP status -> Anthropic's error type; the others are invalid_request_error or api_error.
-_ERROR_TYPES = {
-    401: "authentication_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
-
-
-def _error_json(body: dict[str, Any], status: int = 500) -> dict[str, Any]:
-    """The inner object of Anthropic's errors for a body with OpenAI's."""
-    type_ = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    error = body["error"]
-    where = f"{error['param']}: " if error["param"] else ""
-    return {"type": type_, "message": f"{where}{error['message']}"}
-
-
-class AnthropicErrorsMiddleware:
-    """Writes the errors of this API's paths in its own shape, whoever answered with them."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request (ASGI)."""
-        if scope["type"] != "http" or not scope["path"].startswith(PATH):
-            await self._app(scope, receive, send)
-            return
-        start: Message | None = None
-        body = b""
-
-        async def translate(message: Message) -> None:
-            nonlocal start, body
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                start = message  # its content-length depends on the body
-                return
-            if start is None:
-                await send(message)
-                return
-            body += message.get("body", b"")
-            if message.get("more_body", False):
-                return
-            error = {"type": "error", "error": _error_json(json.loads(body), start["status"])}
-            content = dumps(error).encode("utf-8", "replace")
-            headers = [(key, value) for key, value in start["headers"] if key != b"content-length"]
-            headers.append((b"content-length", str(len(content)).encode()))
-            await send({**start, "headers": headers})
-            await send({"type": "http.response.body", "body": content})
-
-        await self._app(scope, receive, translate)

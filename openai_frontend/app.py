@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from openai_frontend.admission import AdmissionMiddleware
-from openai_frontend.anthropic_messages import AnthropicErrorsMiddleware
+from openai_frontend.anthropic_answers import AnthropicErrorsMiddleware
 from openai_frontend.api_keys import ApiKeys
 from openai_frontend.authentication import PUBLIC_PATHS, AuthenticationMiddleware, is_public
 from openai_frontend.backend import Backend

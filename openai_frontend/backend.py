@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from python_backend.tool_calls import ToolFormat
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
@@ -21,6 +23,8 @@ class ModelInfo:
         fingerprint: changes when the served configuration changes; OpenAI's `system_fingerprint`.
         max_model_len: context limit in tokens, prompt and output together, if Triton tells.
         max_images: images allowed in one prompt, if Triton tells; 0 for a model that reads text only.
+        tool_format: how it writes tool calls; None if it takes no tools.
+        reasons: whether it reasons before it answers.
     """
 
     id: str
@@ -29,6 +33,8 @@ class ModelInfo:
     fingerprint: str
     max_model_len: int | None = None
     max_images: int | None = None
+    tool_format: ToolFormat | None = None
+    reasons: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +46,31 @@ class Usage:
         completion_tokens: tokens generated for the choice.
         image_tokens: those of the prompt tokens that stand for images.
         cached_tokens: those of the prompt tokens that were reused from the KV cache.
+        reasoning_tokens: those of the completion tokens that are reasoning.
     """
 
     prompt_tokens: int
     completion_tokens: int
     image_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """What follows for one tool call.
+
+    Attributes:
+        index: which of the choice's calls.
+        arguments: follows the JSON sent before for the same call.
+        id: of the call, on its first delta only.
+        name: of the function, on the first delta only.
+    """
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +88,9 @@ class Delta:
         prompt_token_ids: on the first response of choice 0, if asked for.
         prompt_logprobs: of choice 0, on the first responses, of the next tokens of the prompt if asked for:
             vLLM's objects, the prompt's own token first; `logprob` is None where there is none.
+        reasoning: text of the reasoning, which comes before the answer's.
+        tool_calls: what follows for tool calls, parsed from the text by the proxy, whose finish reason
+            `tool_calls` then is.
     """
 
     text: str
@@ -74,6 +102,8 @@ class Delta:
     usage: Usage | None = None
     prompt_token_ids: Sequence[int] | None = None
     prompt_logprobs: Sequence[dict[str, dict[str, Any]]] = ()
+    reasoning: str = ""
+    tool_calls: Sequence[ToolCallDelta] = ()
 
 
 class Backend(Protocol):
@@ -92,7 +122,7 @@ class Backend(Protocol):
         Args:
             model: `ModelInfo.triton_name`.
             request_id: unique among the requests that run.
-            prompt: `{"messages": [...]}`, `{"prompt": "..."}` or `{"prompt_token_ids": [...]}`.
+            prompt: as `tensor_names.PROMPT` describes it.
             images: encoded files, in the order of the prompt.
             sampling: what the client set; an absent key takes the decoder's default.
 

@@ -10,11 +10,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from openai_frontend.anthropic_messages import (
-    CountTokensRequest,
-    MessagesAnswer,
-    MessagesRequest,
-)
+from openai_frontend.anthropic_answers import MessagesAnswer
+from openai_frontend.anthropic_messages import CountTokensRequest, MessagesRequest
 from openai_frontend.backend import Backend, Delta, ModelInfo, Usage
 from openai_frontend.conversation import ImageSource, to_prompt
 from openai_frontend.errors import ModelNotFoundError
@@ -23,6 +20,7 @@ from openai_frontend.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerationFields,
+    Tool,
 )
 from openai_frontend.record import RequestRecord
 from openai_frontend.responses import Answer, AnswerOptions, ChatAnswer, Choice, CompletionAnswer
@@ -31,8 +29,11 @@ from openai_frontend.settings import Settings
 from openai_frontend.structured_output import grammar_of
 from openai_frontend.token_estimate import estimate_output_tokens, estimate_prompt_tokens
 from openai_frontend.tokenize_requests import DetokenizeRequest, TokenizeRequest
+from openai_frontend.tool_parser import ToolCallParser
+from openai_frontend.tools import callable_tools, tool_grammar
 from openai_frontend.validation import parse_body
 from python_backend.errors import EngineError, InvalidRequestError, VlmError
+from python_backend.tool_calls import ToolFormat
 
 _log = logging.getLogger(__name__)
 # What the stages call the conversation or text; the client knows it by its own field.
@@ -50,6 +51,7 @@ class Generation:
         images: encoded files, until they are taken.
         sampling: SAMPLING JSON.
         grammar_param: field of the request that its grammar came from, if it has one.
+        tool_format: how the model writes the tool calls that the answer may have; None for none.
         answer: shape of the answer.
         is_stream: whether the client wants events.
     """
@@ -60,6 +62,7 @@ class Generation:
     images: list[bytes]
     sampling: dict[str, Any]
     grammar_param: str | None
+    tool_format: ToolFormat | None
     answer: Answer
     is_stream: bool
 
@@ -89,9 +92,7 @@ class ChatService:
             VlmError: the request is wrong, or Triton cannot be asked about the model.
         """
         request = parse_body(body, ChatCompletionRequest)
-        prompt, sources = to_prompt(request.messages)
-        prompt |= request.prompt_options()
-        return await self._prepare(request, prompt, "messages", sources, ChatAnswer, record)
+        return await self._prepare_chat(request, ChatAnswer, record)
 
     async def prepare_messages(self, body: bytes | bytearray, record: RequestRecord) -> Generation:
         """Check a body of `/v1/messages` and load its images.
@@ -100,8 +101,7 @@ class ChatService:
             VlmError: the request is wrong, or Triton cannot be asked about the model.
         """
         request = parse_body(body, MessagesRequest).to_chat()
-        prompt, sources = to_prompt(request.messages)
-        return await self._prepare(request, prompt, "messages", sources, MessagesAnswer, record)
+        return await self._prepare_chat(request, MessagesAnswer, record)
 
     async def count_tokens(self, body: bytes | bytearray, record: RequestRecord) -> int:
         """How many tokens a conversation has, for `/v1/messages/count_tokens`.
@@ -109,12 +109,9 @@ class ChatService:
         Raises:
             VlmError: the request is wrong, or Triton cannot be asked.
         """
-        asked = parse_body(body, CountTokensRequest)
-        request = ChatCompletionRequest.model_validate(
-            {"model": asked.model, "messages": asked.chat_messages()}
-        )
-        prompt, sources = to_prompt(request.messages)
-        model = await self._find_model(request.model, sources)
+        request = parse_body(body, CountTokensRequest).to_chat()
+        prompt, sources = to_prompt(request.messages, callable_tools(request))
+        model = await self._find_model(request.model, prompt, sources)
         return len(await self._tokenize(model, prompt, sources, record))
 
     async def tokenize(self, body: bytes | bytearray, record: RequestRecord) -> dict[str, Any]:
@@ -129,7 +126,7 @@ class ChatService:
         if request.messages is not None:
             prompt, sources = to_prompt(request.messages)
             prompt |= request.prompt_options()
-        model = await self._find_model(request.model, sources)
+        model = await self._find_model(request.model, prompt, sources)
         token_ids = await self._tokenize(model, prompt, sources, record)
         return {
             "count": len(token_ids),
@@ -145,7 +142,7 @@ class ChatService:
             VlmError: the request is wrong, or Triton cannot be asked.
         """
         request = parse_body(body, DetokenizeRequest)
-        model = await self._find_model(request.model, ())
+        model = await self._find_model(request.model, {}, ())
         record.model = model.id
         return await self._detokenize(model, request.tokens, "tokens")
 
@@ -190,7 +187,7 @@ class ChatService:
     async def _prompt_text(self, request: CompletionRequest) -> str:
         if isinstance(request.prompt, str):
             return request.prompt
-        model = await self._find_model(request.model, ())
+        model = await self._find_model(request.model, {}, ())
         return await self._detokenize(model, request.prompt, "prompt")
 
     async def answer(self, generation: Generation, record: RequestRecord) -> bytes:
@@ -234,6 +231,19 @@ class ChatService:
             record.error = error.code or type(error).__name__
             yield generation.answer.failure(error)
 
+    async def _prepare_chat(
+        self,
+        request: ChatCompletionRequest,
+        answer_type: Callable[..., Answer],
+        record: RequestRecord,
+    ) -> Generation:
+        tools = callable_tools(request)
+        prompt, sources = to_prompt(request.messages, tools)
+        prompt |= request.prompt_options()
+        return await self._prepare(
+            request, prompt, "messages", sources, answer_type, record, tools=tools
+        )
+
     async def _prepare(
         self,
         request: GenerationFields,
@@ -243,15 +253,23 @@ class ChatService:
         answer_type: Callable[..., Answer],
         record: RequestRecord,
         echo: str | None = None,
+        tools: Sequence[Tool] = (),
     ) -> Generation:
         sampling = sampling_of(request, self._settings.max_n)
         if (salt := cache_salt_of(request, record.api_key)) is not None:
             sampling["cache_salt"] = salt
-        grammar_param = None
-        if (grammar := grammar_of(request)) is not None:
-            grammar_param, sampling["grammar"] = grammar
-        model = await self._find_model(request.model, sources)
+        grammar = grammar_of(request)
+        model = await self._find_model(request.model, prompt, sources)
         record.model = model.id
+        tool_format = None
+        if isinstance(request, ChatCompletionRequest):
+            if tools and model.tool_format is not None:
+                tool_format = model.tool_format
+                grammar = tool_grammar(request, tools, tool_format, grammar)
+        elif model.reasons:
+            sampling["separate_reasoning"] = False  # a completion is one text
+        if grammar is not None:
+            sampling["grammar"] = grammar[1]
         record.reserve_tokens(
             estimate_prompt_tokens(prompt, len(sources)), estimate_output_tokens(sampling)
         )
@@ -261,7 +279,8 @@ class ChatService:
             prompt_param=prompt_param,
             images=await self._media.load(sources, model.max_images),
             sampling=sampling,
-            grammar_param=grammar_param,
+            grammar_param=None if grammar is None else grammar[0],
+            tool_format=tool_format,
             answer=answer_type(
                 answer_id=uuid.uuid4().hex,
                 created=int(time.time()),
@@ -275,12 +294,15 @@ class ChatService:
                     has_prompt_logprobs=request.prompt_logprobs is not None,
                     num_choices=request.n or 1,
                     echo=echo,
+                    may_call=tool_format is not None,
                 ),
             ),
             is_stream=bool(request.stream),
         )
 
-    async def _find_model(self, name: str, sources: Sequence[ImageSource]) -> ModelInfo:
+    async def _find_model(
+        self, name: str, prompt: dict[str, Any], sources: Sequence[ImageSource]
+    ) -> ModelInfo:
         model = await self._backend.find_model(name)
         if model is None:
             raise ModelNotFoundError(name)
@@ -290,6 +312,7 @@ class ChatService:
                 "model that sees them.",
                 param=sources[0].param,
             )
+        _check_capabilities(prompt, model)
         return model
 
     async def _deltas(self, generation: Generation, tally: _Tally) -> AsyncGenerator[Delta, None]:
@@ -301,11 +324,14 @@ class ChatService:
             generation.take_images(),
             generation.sampling,
         )
+        parsers = []
+        if (form := generation.tool_format) is not None:
+            parsers = [ToolCallParser(form) for _ in range(generation.num_choices)]
         async with aclosing(stream):
             try:
                 async for delta in stream:
                     tally.count(delta)
-                    yield delta
+                    yield parsers[delta.index].parse(delta) if parsers else delta
             except InvalidRequestError as error:
                 if error.param in _PROMPT_PARAMS:
                     error.param = generation.prompt_param
@@ -360,4 +386,26 @@ class _Tally:
             completion_tokens=sum(usage.completion_tokens for usage in self._usages.values()),
             image_tokens=first.image_tokens,
             cached_tokens=first.cached_tokens,
+            reasoning_tokens=sum(usage.reasoning_tokens for usage in self._usages.values()),
+        )
+
+
+def _check_capabilities(prompt: dict[str, Any], model: ModelInfo) -> None:
+    """Refuse what the model's chat template would leave out."""
+    messages = prompt.get("messages", ())
+    has_tools = "tools" in prompt
+    if model.tool_format is None and (
+        has_tools or any(turn["role"] == "tool" or "tool_calls" in turn for turn in messages)
+    ):
+        raise InvalidRequestError(
+            f"The model `{model.id}` calls no tools: its chat template takes none, or asks for calls in a "
+            "form that this server does not know.",
+            code="unsupported_parameter",
+            param="tools" if has_tools else "messages",
+        )
+    if not model.reasons and any("reasoning_content" in turn for turn in messages):
+        raise InvalidRequestError(
+            f"The model `{model.id}` does not reason: send its messages without 'reasoning_content'.",
+            code="unsupported_parameter",
+            param="messages",
         )

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openai_frontend.protocol import ImagePart, Message
+import pydantic_core
+
+from openai_frontend.protocol import ContentPart, ImagePart, Message, Tool, ToolCall
 from python_backend.errors import InvalidRequestError
+
+# Beside role and content; any of them that is null or empty is taken for absent.
+_FIELDS_OF_ROLES = {
+    "name": "tool",
+    "reasoning_content": "assistant",
+    "tool_calls": "assistant",
+    "tool_call_id": "tool",
+}
+_ROLES_WITH_IMAGES = ("user", "tool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,32 +34,154 @@ class ImageSource:
     param: str
 
 
-def to_prompt(messages: Sequence[Message]) -> tuple[dict[str, Any], list[ImageSource]]:
+def to_prompt(
+    messages: Sequence[Message], tools: Sequence[Tool] = ()
+) -> tuple[dict[str, Any], list[ImageSource]]:
     """The PROMPT JSON of a conversation and its images; the i-th image part is the i-th image.
 
+    The results of several calls come in the order of the calls, by which a chat template tells them apart.
+
+    Args:
+        messages: of the conversation.
+        tools: those the model is told about.
+
     Raises:
-        InvalidRequestError: an image is in a message that cannot have one.
+        InvalidRequestError: a message lacks something, or has what does not belong to its role.
     """
     images: list[ImageSource] = []
     turns: list[dict[str, Any]] = []
-    for i, message in enumerate(messages):
+    for i in _in_order_of_calls(messages):
+        message, path = messages[i], f"messages[{i}]"
+        _check_fields(message, path)
         # `developer` is OpenAI's newer name for the role that chat templates call `system`.
         role = "system" if message.role == "developer" else message.role
-        if isinstance(message.content, str):
-            turns.append({"role": role, "content": message.content})
-            continue
-        parts: list[dict[str, str]] = []
-        for j, part in enumerate(message.content):
-            if not isinstance(part, ImagePart):
-                parts.append({"type": "text", "text": part.text})
-                continue
-            path = f"messages[{i}].content[{j}]"
-            if role != "user":
-                raise InvalidRequestError(
-                    f"Images are only allowed in messages of the user, not of the {message.role}.",
-                    param=path,
-                )
-            images.append(ImageSource(url=part.image_url.url, param=f"{path}.image_url.url"))
-            parts.append({"type": "image", "detail": part.image_url.detail})
-        turns.append({"role": role, "content": parts})
-    return {"messages": turns}, images
+        turn = {"role": role, "content": _content(message, path, images)}
+        if message.reasoning_content:
+            turn["reasoning_content"] = message.reasoning_content
+        if message.tool_calls:
+            turn["tool_calls"] = [
+                _call(call, f"{path}.tool_calls[{j}]") for j, call in enumerate(message.tool_calls)
+            ]
+        turns.append(turn)
+    prompt: dict[str, Any] = {"messages": turns}
+    if tools:
+        prompt["tools"] = [_tool(tool) for tool in tools]
+    return prompt, images
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    """A tool for the chat template, with what is set of it; `strict` is no business of the model."""
+    function = tool.function.model_dump(exclude_none=True, exclude={"strict"})
+    return {"type": tool.type, "function": function}
+
+
+def _check_fields(message: Message, path: str) -> None:
+    for field, role in _FIELDS_OF_ROLES.items():
+        if getattr(message, field) and message.role != role:
+            raise InvalidRequestError(
+                f"'{path}.{field}' is for messages of the role '{role}' only; remove it from this one.",
+                code="unsupported_parameter",
+                param=f"{path}.{field}",
+            )
+    if message.content is None and not message.tool_calls:
+        raise InvalidRequestError(
+            f"Missing required parameter: '{path}.content'.",
+            code="missing_required_parameter",
+            param=f"{path}.content",
+        )
+
+
+def _content(message: Message, path: str, images: list[ImageSource]) -> str | list[dict[str, str]]:
+    """The content for the chat template; its images are added to `images`."""
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+
+    def to_part(part: ContentPart, path: str) -> dict[str, str]:
+        if not isinstance(part, ImagePart):
+            return {"type": "text", "text": part.text}
+        if message.role not in _ROLES_WITH_IMAGES:
+            raise InvalidRequestError(
+                "Images are only allowed in messages of the user and of tools, not of the "
+                f"{message.role}.",
+                param=path,
+            )
+        images.append(ImageSource(url=part.image_url.url, param=f"{path}.image_url.url"))
+        return {"type": "image", "detail": part.image_url.detail}
+
+    return [to_part(part, f"{path}.content[{j}]") for j, part in enumerate(message.content)]
+
+
+def _call(call: ToolCall, path: str) -> dict[str, Any]:
+    """A call for the chat template, which writes the arguments itself."""
+    path += ".function.arguments"
+    try:
+        # Some clients send nothing for a function without parameters.
+        arguments = pydantic_core.from_json(call.function.arguments or "{}", allow_inf_nan=False)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InvalidRequestError(
+            f"Invalid value for '{path}': it must be a JSON object in a string.", param=path
+        )
+    return {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _in_order_of_calls(messages: Sequence[Message]) -> Iterator[int]:
+    """Indices of `messages`, the results of each message's calls in the order of the calls.
+
+    Raises:
+        InvalidRequestError: results and calls do not belong together.
+    """
+    i = 0
+    while i < len(messages):
+        start = i
+        if messages[i].role != "tool":
+            yield i
+            start += 1
+        end = start
+        while end < len(messages) and messages[end].role == "tool":
+            end += 1
+        calls = messages[i].tool_calls or ()
+        yield from _results(messages, range(start, end), calls, f"messages[{i}].tool_calls")
+        i = end
+
+
+def _results(
+    messages: Sequence[Message], results: range, calls: Sequence[ToolCall], calls_path: str
+) -> list[int]:
+    """The indices `results` in the order of the `calls` that they answer."""
+    places = {call.id: place for place, call in enumerate(calls)}
+    if len(places) < len(calls):
+        raise InvalidRequestError(
+            "The ids of a message's tool calls must differ.", param=calls_path
+        )
+    answers: dict[int, int] = {}
+    for i in results:
+        message, path = messages[i], f"messages[{i}]"
+        if not message.tool_call_id:
+            raise InvalidRequestError(
+                f"Missing required parameter: '{path}.tool_call_id'.",
+                code="missing_required_parameter",
+                param=f"{path}.tool_call_id",
+            )
+        place = places.get(message.tool_call_id)
+        if place is None or place in answers:
+            raise InvalidRequestError(
+                "A message of the role 'tool' must follow an assistant message that has a tool call with "
+                "its 'tool_call_id', and each call has one result.",
+                param=f"{path}.tool_call_id",
+            )
+        if message.name not in (None, "", calls[place].function.name):
+            raise InvalidRequestError(
+                f"'{path}.name' is not the name of the function that was called.",
+                param=f"{path}.name",
+            )
+        answers[place] = i
+    missing = [call.id for place, call in enumerate(calls) if place not in answers]
+    if missing:
+        raise InvalidRequestError(
+            "An assistant message with 'tool_calls' must be followed by a message of the role 'tool' for "
+            f"each call; there is none for {', '.join(missing)}.",
+            param=calls_path,
+        )
+    return [answers[place] for place in sorted(answers)]

@@ -13,7 +13,14 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from openai_frontend.backend import ModelInfo
 from openai_frontend.triton_errors import to_vlm_error
-from python_backend.tensor_names import PARAM_MAX_IMAGES, PARAM_MAX_MODEL_LEN, PARAM_SERVED_NAME
+from python_backend.tensor_names import (
+    PARAM_MAX_IMAGES,
+    PARAM_MAX_MODEL_LEN,
+    PARAM_REASONS,
+    PARAM_SERVED_NAME,
+    PARAM_TOOL_FORMAT,
+)
+from python_backend.tool_calls import FORMATS
 
 _TIMEOUT_S = 5.0
 # An unknown name is looked up again, but no more often than this, whatever clients ask for.
@@ -99,6 +106,8 @@ class ModelDirectory:
             fingerprint=f"fp_{digest[:10]}",
             max_model_len=_int_or_none(parameters.get(PARAM_MAX_MODEL_LEN)),
             max_images=_int_or_none(parameters.get(PARAM_MAX_IMAGES)),
+            tool_format=FORMATS.get(parameters.get(PARAM_TOOL_FORMAT, "")),
+            reasons=parameters.get(PARAM_REASONS) == "true",
         )
 
 

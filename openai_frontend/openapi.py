@@ -17,7 +17,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute
 
 from openai_frontend import answer_models as answers
-from openai_frontend import anthropic_messages
+from openai_frontend import anthropic_answers
 from openai_frontend.anthropic_messages import CountTokensRequest, MessagesRequest
 from openai_frontend.errors import kinds_of
 from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest
@@ -171,7 +171,7 @@ def _responses(path: str, described: _Operation, method: str, needs_key: bool) -
     if described.is_cached:
         responses["304"] = _response("What the client has is still right.", {})
     statuses = {*_EVERYWHERE, *described.statuses, *([401] if needs_key else [])}
-    is_anthropic = path.startswith(anthropic_messages.PATH)
+    is_anthropic = path.startswith(anthropic_answers.PATH)
     for status in sorted(statuses):
         responses[str(status)] = _error_response(status, is_anthropic)
     return responses

@@ -30,6 +30,7 @@ from openai_frontend.unsupported import (
     without_unsupported_chat,
 )
 from python_backend.errors import InvalidRequestError
+from python_backend.tool_calls import FUNCTION_NAME, MAX_FUNCTIONS
 
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -68,9 +69,9 @@ class ImagePart(Fields):
 # The tags in angle brackets keep pydantic's error locations apart from what the client wrote.
 
 
-def text_or_image(things: str, image_type: str) -> Discriminator:
-    """Tells the members `<text>` and `<{image_type}>` of a union apart by their `type`."""
-    kinds = ("text", image_type)
+def by_type(things: str, *kinds: str) -> Discriminator:
+    """Tells the members of a union, tagged `<{kind}>`, apart by their `type`, one of two or more `kinds`."""
+    *others, last = map(repr, kinds)
 
     def tag(part: Any) -> str | None:
         kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
@@ -79,7 +80,7 @@ def text_or_image(things: str, image_type: str) -> Discriminator:
     return Discriminator(
         tag,
         custom_error_type="union_tag",
-        custom_error_message=f"{things} are of type 'text' or '{image_type}'",
+        custom_error_message=f"{things} are of type {', '.join(others)} or {last}",
     )
 
 
@@ -98,7 +99,7 @@ def text_or_list(things: str) -> Discriminator:
 
 ContentPart = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
-    text_or_image("Content parts", "image_url"),
+    by_type("Content parts", "text", "image_url"),
 ]
 Content = Annotated[
     Annotated[str, Tag("<text>")]
@@ -107,13 +108,35 @@ Content = Annotated[
 ]
 
 
+FunctionName = Annotated[str, StringConstraints(pattern=FUNCTION_NAME)]
+
+
+class FunctionCall(Fields):
+    """Which function to call; the arguments are JSON."""
+
+    name: FunctionName
+    arguments: str
+
+
+class ToolCall(Fields):
+    """A call that the model wrote."""
+
+    id: str = Field(min_length=1, max_length=512)
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class Message(Fields):
-    """One turn of a conversation."""
+    """One turn of a conversation; `conversation` says which fields belong to which role."""
 
     model_config = ConfigDict(json_schema_extra=documented(UNSUPPORTED_MESSAGE))
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
 
 class StreamOptions(Fields):
@@ -215,6 +238,50 @@ class StructuredOutputs(Fields):
     grammar: str | None = None
 
 
+class Function(Fields):
+    """A function that the model may call; `strict` is what happens anyway."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: JsonSchema | None = None
+    strict: bool | None = None
+
+
+class Tool(Fields):
+    """A tool that the model may use; there are functions only."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Fields):
+    """A function by its name."""
+
+    name: FunctionName
+
+
+class NamedTool(Fields):
+    """A tool by its name."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _tool_choice_kind(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<tool>" if isinstance(value, dict) else None
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<text>")]
+    | Annotated[NamedTool, Tag("<tool>")],
+    Discriminator(
+        _tool_choice_kind,
+        custom_error_type="invalid_type",
+        custom_error_message="It must be 'none', 'auto', 'required' or a tool",
+    ),
+]
+
+
 _StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 StopStrings = Annotated[list[_StopString], Field(max_length=MAX_STOP_STRINGS)]
 
@@ -307,6 +374,9 @@ class ChatCompletionRequest(GenerationFields, ConversationFields):
     max_completion_tokens: int | None = Field(None, ge=1, le=_MAX_INT32)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: list[Tool] | None = Field(None, min_length=1, max_length=MAX_FUNCTIONS)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @model_validator(mode="before")
     @classmethod

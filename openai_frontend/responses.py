@@ -11,16 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from openai_frontend.backend import Delta, Usage
+from openai_frontend.backend import Delta, ToolCallDelta, Usage
 from openai_frontend.errors import error_body
 from openai_frontend.sse import DONE, dumps, event
 
 
 @dataclass(slots=True)
 class Choice:
-    """One choice of an answer that is not streamed, as far as it has arrived."""
+    """One choice of an answer that is not streamed, as far as it has arrived.
+
+    A member of `tool_calls` has the id, the name and the arguments as JSON.
+    """
 
     text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, str]] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     matched_stop: int | str | None = None
@@ -31,6 +36,11 @@ class Choice:
     def add(self, delta: Delta) -> None:
         """Append what `delta` brings."""
         self.text += delta.text
+        self.reasoning += delta.reasoning
+        for call in delta.tool_calls:
+            if call.id is not None and call.name is not None:
+                self.tool_calls.append({"id": call.id, "name": call.name, "arguments": ""})
+            self.tool_calls[call.index]["arguments"] += call.arguments
         self.token_ids += delta.token_ids
         self.prompt_token_ids = delta.prompt_token_ids or self.prompt_token_ids
         self.prompt_logprobs += delta.prompt_logprobs
@@ -65,6 +75,7 @@ class AnswerOptions:
         has_prompt_logprobs: log probabilities of the prompt's tokens.
         num_choices: the best of those that were generated.
         echo: text of the prompt, to be put before the answer; None: nothing of it.
+        may_call: the content as `null` where tool calls take its place.
     """
 
     has_logprobs: bool = False
@@ -74,6 +85,7 @@ class AnswerOptions:
     has_prompt_logprobs: bool = False
     num_choices: int = 1
     echo: str | None = None
+    may_call: bool = False
 
 
 class Answer(ABC):
@@ -141,11 +153,13 @@ class OpenAIAnswer(Answer):
         options = self._options
         logprobs = self._logprobs(delta.logprobs or (), delta) if options.has_logprobs else None
         has_token_ids = options.has_token_ids and delta.token_ids
-        if delta.text or logprobs or has_token_ids:
+        if delta.text or logprobs or has_token_ids or delta.reasoning or delta.tool_calls:
             encoded = "null" if logprobs is None else dumps(logprobs)
             if has_token_ids:
                 encoded += f',"token_ids":{dumps(list(delta.token_ids))}'
-            data += self._event(self._text_choice(delta.index, dumps(delta.text), encoded))
+            for content in self._contents(delta):
+                data += self._event(self._content_choice(delta.index, content, encoded))
+                encoded = "null"
         if delta.finish_reason is not None:
             ending = (
                 f'"logprobs":null,"finish_reason":{dumps(delta.finish_reason)},'
@@ -214,8 +228,12 @@ class OpenAIAnswer(Answer):
         return b""
 
     @abstractmethod
-    def _text_choice(self, index: int, text: str, logprobs: str) -> str:
-        """JSON of a choice that brings text; `text` and `logprobs` are JSON already.
+    def _contents(self, delta: Delta) -> Sequence[str]:
+        """What `delta` brings, as JSON of one or more chunks."""
+
+    @abstractmethod
+    def _content_choice(self, index: int, content: str, logprobs: str) -> str:
+        """JSON of a choice that brings one of `_contents`; `logprobs` is JSON, too.
 
         Other members may follow `logprobs`, after a comma.
         """
@@ -246,15 +264,29 @@ class ChatAnswer(OpenAIAnswer):
         return self._prompt_members(prompt)
 
     def _start_event(self, delta: Delta) -> bytes:
+        content = "null" if self._options.may_call else '""'
         return self._event(
-            f'{{"index":{delta.index},"delta":{{"role":"assistant","content":"","refusal":null}},'
+            f'{{"index":{delta.index},"delta":{{"role":"assistant","content":{content},"refusal":null}},'
             '"logprobs":null,"finish_reason":null,"matched_stop":null}',
             self._prompt_token_ids(delta),
         )
 
-    def _text_choice(self, index: int, text: str, logprobs: str) -> str:
+    def _contents(self, delta: Delta) -> Sequence[str]:
+        if not (delta.reasoning or delta.tool_calls):
+            # Text that is held back, because it may begin a call, leaves log probabilities alone.
+            is_nothing = self._options.may_call and not delta.text
+            return ("" if is_nothing else f'"content":{dumps(delta.text)}',)
+        contents = []
+        if delta.reasoning:
+            contents.append(f'"reasoning_content":{dumps(delta.reasoning)}')
+        if delta.text:
+            contents.append(f'"content":{dumps(delta.text)}')
+        # Each in its own chunk: clients take members of one list for different calls.
+        return [*contents, *(f'"tool_calls":[{_call_chunk(call)}]' for call in delta.tool_calls)]
+
+    def _content_choice(self, index: int, content: str, logprobs: str) -> str:
         return (
-            f'{{"index":{index},"delta":{{"content":{text}}},"logprobs":{logprobs},'
+            f'{{"index":{index},"delta":{{{content}}},"logprobs":{logprobs},'
             '"finish_reason":null,"matched_stop":null}'
         )
 
@@ -267,10 +299,10 @@ class ChatAnswer(OpenAIAnswer):
             "index": index,
             "message": {
                 "role": "assistant",
-                "content": choice.text,
+                "content": choice.text if choice.text or not choice.tool_calls else None,
                 "refusal": None,
-                "reasoning_content": None,
-                "tool_calls": None,
+                "reasoning_content": choice.reasoning or None,
+                "tool_calls": [_whole_call(call) for call in choice.tool_calls] or None,
             },
             "logprobs": self._logprobs(choice.logprobs, None) if has_logprobs else None,
             "finish_reason": choice.finish_reason,
@@ -303,11 +335,14 @@ class CompletionAnswer(OpenAIAnswer):
         if not self._options.echo and not members:
             return b""
         text = dumps(self._options.echo or "")
-        return self._event(self._text_choice(delta.index, text, f"null{members}"))
+        return self._event(self._content_choice(delta.index, text, f"null{members}"))
 
-    def _text_choice(self, index: int, text: str, logprobs: str) -> str:
+    def _contents(self, delta: Delta) -> Sequence[str]:
+        return (dumps(delta.text),)
+
+    def _content_choice(self, index: int, content: str, logprobs: str) -> str:
         return (
-            f'{{"index":{index},"text":{text},"logprobs":{logprobs},'
+            f'{{"index":{index},"text":{content},"logprobs":{logprobs},'
             '"finish_reason":null,"matched_stop":null}'
         )
 
@@ -368,6 +403,21 @@ def _classic_item(entry: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return own | {"top_logprobs": others}
 
 
+def _call_chunk(call: ToolCallDelta) -> str:
+    if call.id is None:
+        return f'{{"index":{call.index},"function":{{"arguments":{dumps(call.arguments)}}}}}'
+    return dumps({"index": call.index} | _call_json(call.id, call.name, call.arguments))
+
+
+def _whole_call(call: dict[str, str]) -> dict[str, Any]:
+    return _call_json(call["id"], call["name"], call["arguments"])
+
+
+def _call_json(call_id: str, name: str | None, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function}
+
+
 def usage_json(usage: Usage) -> dict[str, Any]:
     """OpenAI's usage object, with SGLang's `reasoning_tokens` beside it."""
     return {
@@ -381,10 +431,10 @@ def usage_json(usage: Usage) -> dict[str, Any]:
             "text_tokens": usage.prompt_tokens - usage.image_tokens,
         },
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": usage.reasoning_tokens,
             "audio_tokens": 0,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
         },
-        "reasoning_tokens": 0,
+        "reasoning_tokens": usage.reasoning_tokens,
     }

@@ -165,4 +165,6 @@ def _model_json(model: ModelInfo) -> dict[str, Any]:
         "parent": None,
         "max_model_len": model.max_model_len,
         "max_images": model.max_images,
+        "calls_tools": model.tool_format is not None,
+        "reasons": model.reasons,
     }

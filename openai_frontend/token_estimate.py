@@ -5,6 +5,7 @@ Decides only whether a request is admitted under the limit of its key; what it u
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,3 +35,8 @@ def _texts(prompt: dict[str, Any]) -> Iterator[str]:
             yield content
         else:
             yield from (part.get("text", "") for part in content)
+        yield message.get("reasoning_content", "")
+        if "tool_calls" in message:
+            yield json.dumps(message["tool_calls"])
+    if "tools" in prompt:
+        yield json.dumps(prompt["tools"])

@@ -244,6 +244,7 @@ def delta_of(response: service_pb2.ModelInferResponse) -> Delta | None:
             usage=None if usage is None else Usage(**usage),
             prompt_token_ids=details.get("prompt_token_ids"),
             prompt_logprobs=details.get("prompt_logprobs") or (),
+            reasoning=details.get("reasoning", ""),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the decoder sent a response that is not understood: {error}") from error

@@ -38,11 +38,8 @@ UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
     "functions": (),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (),
     "prediction": (),
     "reasoning_effort": (),
-    "tool_choice": (),
-    "tools": (),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -56,12 +53,8 @@ UNSUPPORTED_MESSAGE: dict[str, tuple[object, ...]] = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "name": (),
     "reasoning": (),
-    "reasoning_content": (),
     "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
 }
 
 # Of Anthropic's Messages API.
@@ -72,8 +65,6 @@ UNSUPPORTED_MESSAGES: dict[str, tuple[object, ...]] = {
     "output_config": (),
     "service_tier": ("auto", "standard_only"),
     "thinking": ({"type": "disabled"},),
-    "tool_choice": (),
-    "tools": ([],),
 }
 
 

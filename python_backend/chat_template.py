@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,8 @@ from jinja2 import Environment
 from transformers import AutoTokenizer
 
 from python_backend.errors import BundleError, InvalidRequestError
+from python_backend.reasoning import KNOWN_MARKS
+from python_backend.tool_calls import find_format
 
 Message = Mapping[str, Any]
 
@@ -53,13 +55,18 @@ class TemplateOptions:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 
+_DEFAULT_OPTIONS = TemplateOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """What the prompt is made of: exactly one of the first three fields.
 
     Attributes:
         messages: chat messages of a role and content, checked by `preprocess`; content is a string
-            or parts `{"type": "text", "text": ...}` and `{"type": "image"}`.
+            or parts `{"type": "text", "text": ...}` and `{"type": "image"}`. Beside them may be what the
+            template reads of tool calls and reasoning.
+        tools: functions that the model may call, with `messages` only.
         prompt: raw text, in which control tokens have their meaning.
         prompt_token_ids: ready ids.
         options: for `messages`.
@@ -68,6 +75,7 @@ class Conversation:
     messages: Sequence[Message] | None = None
     prompt: str | None = None
     prompt_token_ids: Sequence[int] | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
     options: TemplateOptions = field(default_factory=TemplateOptions)
 
 
@@ -125,6 +133,22 @@ class ChatTemplate:
             )
         return self._added[token_id]
 
+    @property
+    def tool_format(self) -> str | None:
+        """How the model writes tool calls, a name of `tool_calls.FORMATS`; None if it takes no tools."""
+        visible = set(self._added.values()) - self._special_ids.keys()
+        form = find_format(self._render, visible)
+        return None if form is None else form.name
+
+    @property
+    def reasoning_marks(self) -> tuple[str, str] | None:
+        """The texts of the tokens around the model's reasoning; None if the template knows of none."""
+        template = str(self._tokenizer.chat_template)  # or several, by name
+        for marks in KNOWN_MARKS:
+            if all(mark in template and mark in self._added.values() for mark in marks):
+                return marks
+        return None
+
     def token_ids(self, conversation: Conversation, image_texts: Sequence[str] = ()) -> np.ndarray:
         """Token ids int64 [S].
 
@@ -153,7 +177,7 @@ class ChatTemplate:
             return np.asarray(ids, np.int64)
         assert conversation.messages is not None
         self._check_variables(conversation.options.variables)
-        return self._chat_token_ids(conversation.messages, image_texts, conversation.options)
+        return self._chat_token_ids(conversation, image_texts)
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -171,22 +195,36 @@ class ChatTemplate:
             if isinstance(value, str) and self._specials.search(value):
                 raise InvalidRequestError(f"{name} contains a control token", param=param)
 
-    def _chat_token_ids(
-        self, messages: Sequence[Message], image_texts: Sequence[str], options: TemplateOptions
-    ) -> np.ndarray:
-        stand_ins = self._free_stand_ins(messages)
-        disarmed = [
-            self._disarm_message(message, f"messages[{i}].content", stand_ins)
-            for i, message in enumerate(messages)
-        ]
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        options: TemplateOptions = _DEFAULT_OPTIONS,
+    ) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            list(messages),
+            tools=list(tools) or None,
+            tokenize=False,
+            add_generation_prompt=options.add_generation_prompt,
+            continue_final_message=options.continue_final_message,
+            **options.variables,
+        )
+        return text
+
+    def _chat_token_ids(self, conversation: Conversation, image_texts: Sequence[str]) -> np.ndarray:
+        messages, tools = conversation.messages, conversation.tools
+        assert messages is not None
+        stand_ins = self._free_stand_ins([messages, tools])
+
+        def disarm(text: str, param: str) -> str:
+            return self._disarm(text, param, stand_ins)
+
+        disarmed = [_map_message(m, f"messages[{i}]", disarm) for i, m in enumerate(messages)]
+        disarmed_tools = _map_strings(tools, "tools", disarm)
+        # Llama's template takes the results of tools, and beside tools the first message, for strings.
+        disarmed = [_with_plain_text(m) if tools or m["role"] == "tool" else m for m in disarmed]
         try:
-            text = self._tokenizer.apply_chat_template(
-                disarmed,
-                tokenize=False,
-                add_generation_prompt=options.add_generation_prompt,
-                continue_final_message=options.continue_final_message,
-                **options.variables,
-            )
+            text = self._render(disarmed, disarmed_tools, conversation.options)
         except Exception as error:  # templates raise whatever their author chose
             if "continue_final_message" in str(error):
                 raise InvalidRequestError(
@@ -231,9 +269,9 @@ class ChatTemplate:
         finally:
             self._plain.encode_special_tokens = False
 
-    def _free_stand_ins(self, messages: Sequence[Message]) -> dict[str, str]:
-        """For every character that begins a control token, one that no message contains."""
-        taken = set(json.dumps(messages, ensure_ascii=False))
+    def _free_stand_ins(self, given: Sequence[Any]) -> dict[str, str]:
+        """For every character that begins a control token, one that the JSON `given` does not contain."""
+        taken = set(json.dumps(given, ensure_ascii=False))
         free = (char for char in map(chr, _PRIVATE_USE) if char not in taken)
         firsts = sorted({name[0] for name in self._special_ids})
         try:
@@ -243,20 +281,6 @@ class ChatTemplate:
                 "the messages contain every private-use character of Unicode; leave one out",
                 param="messages",
             ) from None
-
-    def _disarm_message(
-        self, message: Message, param: str, stand_ins: Mapping[str, str]
-    ) -> dict[str, Any]:
-        content = message["content"]
-        if isinstance(content, str):
-            return {**message, "content": self._disarm(content, param, stand_ins)}
-        parts = [
-            {"type": "text", "text": self._disarm(part["text"], f"{param}[{i}].text", stand_ins)}
-            if part["type"] == "text"
-            else {"type": "image"}
-            for i, part in enumerate(content)
-        ]
-        return {**message, "content": parts}
 
     def _disarm(self, text: str, param: str, stand_ins: Mapping[str, str]) -> str:
         """`text` in which no control token begins, also not together with what follows it."""
@@ -283,3 +307,45 @@ class ChatTemplate:
             "send the picture as an image_url part",
             param=param,
         )
+
+
+def _map_message(message: Message, param: str, change: Callable[[str, str], str]) -> dict[str, Any]:
+    """`message` with every string changed that is not the API's own; of images nothing but the type."""
+    mapped = {
+        name: _map_strings(value, f"{param}.{name}", change)
+        for name, value in message.items()
+        if name not in ("role", "content")
+    }
+    content = message["content"]
+    if isinstance(content, str):
+        content = change(content, f"{param}.content")
+    else:
+        content = [
+            {"type": "text", "text": change(part["text"], f"{param}.content[{i}].text")}
+            if part["type"] == "text"
+            else {"type": "image"}
+            for i, part in enumerate(content)
+        ]
+    return {"role": message["role"], "content": content, **mapped}
+
+
+def _map_strings(value: Any, param: str, change: Callable[[str, str], str]) -> Any:
+    """JSON with every string changed, names of members too."""
+    if isinstance(value, str):
+        return change(value, param)
+    if isinstance(value, Mapping):
+        return {
+            change(name, param): _map_strings(item, f"{param}.{name}", change)
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_map_strings(item, f"{param}[{i}]", change) for i, item in enumerate(value)]
+    return value
+
+
+def _with_plain_text(message: dict[str, Any]) -> dict[str, Any]:
+    """`message` with a string in place of parts that are all text."""
+    content = message["content"]
+    if isinstance(content, str) or any(part["type"] != "text" for part in content):
+        return message
+    return {**message, "content": "".join(part["text"] for part in content)}

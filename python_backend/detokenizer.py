@@ -148,3 +148,31 @@ class Detokenizer:
     @property
     def _can_stop(self) -> bool:
         return self._num_tokens >= self._min_tokens
+
+
+class ReasoningText:
+    """The text of the reasoning, token by token, without white space at its beginning and its end."""
+
+    def __init__(self, token_text: TokenText) -> None:
+        self._stream = token_text.stream()
+        self._has_begun = False
+        self._white_space = ""
+
+    def append(self, token_ids: Sequence[int]) -> str:
+        """Add tokens; return the text that is certain now."""
+        return self._trim("".join(map(self._stream.push, token_ids)))
+
+    def finish(self) -> str:
+        """What was incomplete; the last call."""
+        return self._trim(self._stream.flush())
+
+    def _trim(self, text: str) -> str:
+        if not self._has_begun:
+            text = text.lstrip()
+        trimmed = text.rstrip()
+        if not trimmed:
+            self._white_space += text
+            return ""
+        self._has_begun = True
+        trimmed, self._white_space = self._white_space + trimmed, text[len(trimmed) :]
+        return trimmed

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from python_backend.arrays import Array
-from python_backend.detokenizer import Detokenizer
+from python_backend.detokenizer import Detokenizer, ReasoningText
 from python_backend.errors import InvalidRequestError
 from python_backend.families.base import PreparedPrompt
 from python_backend.model_runner import ModelRunner
 from python_backend.prompt_key import PromptKey
 from python_backend.prompt_logprobs import MAX_CHUNK_TOKENS, prompt_logprobs
+from python_backend.reasoning import Reasoning, ReasoningTokens
 from python_backend.request import GenerationRequest, RequestFailure, RequestOutput, Usage
 from python_backend.sampler import Sampler
 from python_backend.sampler_state import SampledToken, SamplerState
@@ -24,10 +25,15 @@ from python_backend.token_text import TokenText
 
 @dataclass(slots=True)
 class _ChoiceState:
-    """What a choice needs beside its cache row: randomness and penalties, text."""
+    """What a choice needs beside its cache row: randomness and penalties, text of answer and reasoning.
+
+    White space between the two belongs to neither, unless a grammar says how the answer begins.
+    """
 
     sampler: SamplerState
     detokenizer: Detokenizer
+    reasoning_text: ReasoningText
+    trims_answer: bool
 
 
 @dataclass(slots=True)
@@ -54,6 +60,7 @@ class Engine:
         runner: computes it.
         token_text: the model's tokens as text.
         eos_token_ids: tokens that end an answer.
+        reasoning_tokens: tokens around the model's reasoning, if it has any.
         prefix_cache: whether prompts take over what rows hold of earlier ones that begin alike.
     """
 
@@ -63,6 +70,7 @@ class Engine:
         runner: ModelRunner,
         token_text: TokenText,
         eos_token_ids: Iterable[int],
+        reasoning_tokens: ReasoningTokens | None = None,
         *,
         prefix_cache: bool = True,
     ) -> None:
@@ -71,6 +79,7 @@ class Engine:
         self.token_text = token_text
         self._eos_token_ids = frozenset(eos_token_ids)
         self._prefix_cache = prefix_cache
+        self._reasoning_tokens = reasoning_tokens
         self._sampler = Sampler()
         self._plan: StepPlan | None = None
         self._states: dict[Choice, _ChoiceState] = {}
@@ -127,16 +136,27 @@ class Engine:
         return eos | frozenset(params.stop_token_ids)
 
     def _new_state(self, request: GenerationRequest, choice: Choice) -> _ChoiceState:
+        prompt = request.prompt.token_ids.tolist()
+        reasoning = None
+        if self._reasoning_tokens is not None and request.params.separate_reasoning:
+            reasoning = Reasoning(self._reasoning_tokens, prompt)
         sampler = SamplerState(
             request.params,
-            request.prompt.token_ids.tolist(),
+            prompt,
             self._runner.vocab_size,
             choice.index,
             self._eos_token_ids,
             self._runner.array_module,
             None if request.constraint is None else request.constraint.copy(),
+            reasoning,
         )
-        return _ChoiceState(sampler, Detokenizer(self.token_text, request.params))
+        grammar = request.params.grammar
+        return _ChoiceState(
+            sampler,
+            Detokenizer(self.token_text, request.params),
+            ReasoningText(self.token_text),
+            trims_answer=grammar is None or grammar.kind == "tool_calls",
+        )
 
     def abort(self, request_id: str) -> bool:
         """Drop a request; its slots are free at the next step. False if it is not here."""
@@ -211,11 +231,17 @@ class Engine:
 
     def _output(self, choice: Choice, token: SampledToken) -> RequestOutput:
         state = self._states[choice]
-        text, matched_stop = self._text(choice, token, state.detokenizer)
+        reasoning = self._reasoning(choice, token, state)
+        text, matched_stop = self._text(choice, token, state)
         wants_logprobs = state.sampler.params.logprobs is not None
         logprobs = [self.token_text.logprob_entry(token)] if wants_logprobs else None
         output = RequestOutput(
-            choice.request.request_id, choice.index, text, [token.token_id], logprobs
+            choice.request.request_id,
+            choice.index,
+            text,
+            [token.token_id],
+            logprobs,
+            reasoning=reasoning,
         )
         if choice.num_output_tokens == 1:
             output = self._first_output(choice, output)
@@ -237,19 +263,35 @@ class Engine:
             token_ids = request.prompt.token_ids.tolist()
         return replace(output, usage=self._usage(choice), prompt_token_ids=token_ids)
 
+    def _reasoning(self, choice: Choice, token: SampledToken, state: _ChoiceState) -> str:
+        """What the token adds to the text of the reasoning."""
+        reasoning = state.sampler.reasoning
+        if reasoning is None or reasoning.part == "answer":
+            return ""
+        is_shown = reasoning.part == "reasoning" and choice.finish_reason is not FinishReason.STOP
+        text = state.reasoning_text.append([token.token_id] if is_shown else ())
+        if not reasoning.is_open or choice.finish_reason is not None:
+            text += state.reasoning_text.finish()
+        return text
+
     def _text(
-        self, choice: Choice, token: SampledToken, detokenizer: Detokenizer
+        self, choice: Choice, token: SampledToken, state: _ChoiceState
     ) -> tuple[str, int | str | None]:
         """What the token adds to the text, and the stop token or string that ends the choice.
 
         A stop string may end a choice that the scheduler would go on with.
         """
         is_stop_token = choice.finish_reason is FinishReason.STOP
+        reasoning, detokenizer = state.sampler.reasoning, state.detokenizer
         text = ""
-        if not is_stop_token or self._shows_stop(choice):
+        is_shown = not is_stop_token or self._shows_stop(choice)
+        if is_shown and (reasoning is None or reasoning.part == "answer"):
             text = detokenizer.append([token.token_id]).text
         if choice.finish_reason is not None:
             text += detokenizer.finish()
+        if state.trims_answer and reasoning is not None and reasoning.num_tokens:
+            text = text.lstrip()
+            state.trims_answer = not text
         if detokenizer.matched_stop is not None:
             self.scheduler.finish(choice, FinishReason.STOP)
             return text, detokenizer.matched_stop
@@ -269,11 +311,13 @@ class Engine:
 
     def _usage(self, choice: Choice) -> Usage:
         request = choice.request
+        reasoning = self._states[choice].sampler.reasoning
         return Usage(
             request.num_prompt_tokens,
             choice.num_output_tokens,
             self._requests[request.request_id].prompt.num_image_tokens,
             request.num_cached_tokens,
+            reasoning_tokens=0 if reasoning is None else reasoning.num_tokens,
         )
 
     def _forget(self, request: Request) -> None:

@@ -11,6 +11,7 @@ from python_backend.families.base import ModelFamily
 from python_backend.gpu import current_gpu
 from python_backend.manifest import GraphFile, ModelFolder
 from python_backend.model_runner import ModelRunner
+from python_backend.reasoning import ReasoningTokens
 from python_backend.runtimes.base import EngineRuntime
 from python_backend.runtimes.ort import OrtRuntime
 from python_backend.scheduler import Scheduler
@@ -89,8 +90,20 @@ def load_engine(model: ModelFolder, config: EngineConfig) -> Engine:
         runner,
         TokenText(tokenizer),
         manifest.eos_token_ids,
+        _reasoning_tokens(tokenizer, manifest.reasoning_marks),
         prefix_cache=config.prefix_cache,
     )
+
+
+def _reasoning_tokens(
+    tokenizer: Tokenizer, marks: tuple[str, str] | None
+) -> ReasoningTokens | None:
+    if marks is None:
+        return None
+    added = tokenizer.get_added_tokens_decoder()
+    start_id, end_id = (i for mark in marks for i, token in added.items() if token.content == mark)
+    special_ids = frozenset(i for i, token in added.items() if token.special)
+    return ReasoningTokens(start_id, end_id, special_ids)
 
 
 def load_grammars(model: ModelFolder) -> GrammarCompiler:

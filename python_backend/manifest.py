@@ -57,6 +57,8 @@ class Manifest:
         processor_fingerprint: changes when tokenizer or image processing change.
         vision_encoder: graph from pixels to embeddings; None for a model that reads text only.
         decoder: graph from tokens to logits.
+        tool_format: how it writes tool calls, a name of `tool_calls.FORMATS`; None if it takes no tools.
+        reasoning_marks: texts of the tokens around its reasoning; None if it does not reason.
         cross_attention: graph from embeddings to the keys and values that the decoder's cross-attention
             layers read; None if it has none.
         source: where the checkpoint came from, and what it was when it was built.
@@ -79,6 +81,8 @@ class Manifest:
     vision_encoder: GraphFile | None
     decoder: GraphFile
     cross_attention: GraphFile | None = None
+    tool_format: str | None = None
+    reasoning_marks: tuple[str, str] | None = None
     source: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
@@ -132,6 +136,8 @@ class Manifest:
                 spec = GraphSpec.from_json(data[graph].pop("spec"))
                 data[graph] = GraphFile(spec=spec, **data[graph])
             data["eos_token_ids"] = tuple(data["eos_token_ids"])
+            if data.get("reasoning_marks") is not None:
+                data["reasoning_marks"] = tuple(data["reasoning_marks"])
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(

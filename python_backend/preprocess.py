@@ -24,10 +24,10 @@ _DETAILS: tuple[Detail, ...] = ("auto", "low", "high")
 _OPTIONS = frozenset(
     (
         *("add_generation_prompt", "continue_final_message"),
-        *("chat_template_kwargs", "mm_processor_kwargs"),
+        *("chat_template_kwargs", "mm_processor_kwargs", "tools"),
     )
 )
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ class Preprocessor:
             InvalidImageError: an image is not readable or outside the limits.
         """
         conversation, details = read_prompt(prompt)
+        self._check_capabilities(conversation)
         bounds = _read_pixel_bounds(prompt.get("mm_processor_kwargs"))
         family = self.family if bounds is None else self.family.within(bounds)
         if len(details) != len(images):
@@ -113,6 +114,25 @@ class Preprocessor:
         pairs = zip(hashes, prepared, strict=True)
         named = [PromptImage(image_hash, image.num_tokens) for image_hash, image in pairs]
         return PreparedRequest(replace(result, images=named), prepared)
+
+    def _check_capabilities(self, conversation: Conversation) -> None:
+        """Refuse what the chat template would leave out."""
+        manifest, messages = self._manifest, conversation.messages or ()
+        uses_tools = conversation.tools or any(
+            message["role"] == "tool" or "tool_calls" in message for message in messages
+        )
+        if uses_tools and manifest.tool_format is None:
+            raise InvalidRequestError(
+                f"the chat template of {manifest.served_model_name} takes no tools: send the request "
+                "without them, or ask a model that calls tools",
+                param="tools",
+            )
+        if manifest.reasoning_marks is None and any("reasoning_content" in m for m in messages):
+            raise InvalidRequestError(
+                f"{manifest.served_model_name} does not reason: send its messages without "
+                "reasoning_content",
+                param="messages",
+            )
 
     def _check_length(self, num_tokens: int, num_images: int) -> None:
         """Refuse a prompt before the encoder works for it."""
@@ -168,7 +188,9 @@ def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, dict[str, Deta
         details: dict[str, Detail] = {}
         for i, message in enumerate(value):
             _read_message(message, f"messages[{i}]", details)
-        return Conversation(messages=value, options=_read_template_options(prompt)), details
+        tools = _read_tools(prompt["tools"]) if "tools" in prompt else ()
+        options = _read_template_options(prompt)
+        return Conversation(messages=value, tools=tools, options=options), details
     raise InvalidRequestError(f"{kind} is empty or of the wrong type", param=str(kind))
 
 
@@ -220,14 +242,26 @@ def _read_pixel_bounds(values: object) -> PixelBounds | None:
     return PixelBounds(**values)
 
 
+def _read_tools(tools: object) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(tools, list) or not tools or not all(isinstance(t, Mapping) for t in tools):
+        raise InvalidRequestError("tools must be a list of one or more objects", param="tools")
+    return tools
+
+
 def _read_message(message: object, path: str, details: dict[str, Detail]) -> None:
-    # Nothing else may reach the chat template: a control token in it would not be disarmed.
-    if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
-        raise InvalidRequestError(f"{path} must have a role and content, nothing else", param=path)
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        raise InvalidRequestError(f"{path} must have a role and content", param=path)
     if message["role"] not in _ROLES:
         raise InvalidRequestError(
             f"{path}.role must be one of {', '.join(_ROLES)}", param=f"{path}.role"
         )
+    known = {"role", "content"}
+    if message["role"] == "assistant":
+        known |= {"tool_calls", "reasoning_content"}
+        _check_assistant(message, path)
+    if unknown := message.keys() - known:
+        where = f"{path}.{min(unknown)}"
+        raise InvalidRequestError(f"{where} does not belong to such a message", param=where)
     content = message["content"]
     if isinstance(content, str):
         return
@@ -246,4 +280,30 @@ def _read_message(message: object, path: str, details: dict[str, Detail]) -> Non
         raise InvalidRequestError(
             f"{where} must be a text or an image part; detail is one of {', '.join(_DETAILS)}",
             param=where,
+        )
+
+
+def _check_assistant(message: Mapping[str, Any], path: str) -> None:
+    if not isinstance(message.get("reasoning_content", ""), str):
+        where = f"{path}.reasoning_content"
+        raise InvalidRequestError(f"{where} must be a string", param=where)
+    if "tool_calls" not in message:
+        return
+    calls = message["tool_calls"]
+    if not isinstance(calls, list) or not calls:
+        where = f"{path}.tool_calls"
+        raise InvalidRequestError(f"{where} must be a list of one or more calls", param=where)
+    for i, call in enumerate(calls):
+        _check_call(call, f"{path}.tool_calls[{i}]")
+
+
+def _check_call(call: object, path: str) -> None:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not (
+        isinstance(function, Mapping)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), Mapping)
+    ):
+        raise InvalidRequestError(
+            f"{path}.function must have a name and arguments, which are an object", param=path
         )

@@ -44,12 +44,14 @@ class Usage:
         completion_tokens: of this choice, the token that ended it included.
         image_tokens: how many of the prompt tokens stand for images.
         cached_tokens: prompt tokens that were not computed because a cache row already held them.
+        reasoning_tokens: how many of the completion tokens are the model's reasoning, marks included.
     """
 
     prompt_tokens: int
     completion_tokens: int
     image_tokens: int
-    cached_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class RequestOutput:
     Attributes:
         request_id: whose.
         index: which of its choices.
-        text: follows the text sent before; may be empty.
+        text: of the answer, follows the text sent before; may be empty.
         token_ids: tokens this output covers.
         logprobs: one OpenAI token object per token, None if not asked for.
         finish_reason: `stop` or `length` on the choice's last output, else None.
@@ -71,6 +73,7 @@ class RequestOutput:
         prompt_logprobs: of the prompt tokens that this output covers, if asked for; only of the first
             choice. Each is vLLM's object of token ids, the prompt's own token first, to `logprob` (None
             for the first token of a prompt and for images), `rank` and `decoded_token`.
+        reasoning: of the model, likewise; its end is before the beginning of `text`.
     """
 
     request_id: str
@@ -84,6 +87,7 @@ class RequestOutput:
     is_last: bool = False
     prompt_token_ids: Sequence[int] | None = None
     prompt_logprobs: Sequence[dict[int, dict[str, Any]]] | None = None
+    reasoning: str = ""
 
     def merge(self, later: RequestOutput) -> RequestOutput:
         """This output and a later one of the same choice, as one."""
@@ -99,6 +103,7 @@ class RequestOutput:
             later.is_last,
             _joined(self.prompt_token_ids, later.prompt_token_ids),
             _joined(self.prompt_logprobs, later.prompt_logprobs),
+            self.reasoning + later.reasoning,
         )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from python_backend.arrays import Array
 from python_backend.errors import InvalidRequestError
+from python_backend.reasoning import Reasoning
 from python_backend.sampling_params import SamplingParams
 from python_backend.structured_output import Constraint
 
@@ -94,7 +95,8 @@ class SamplerState:
         choice_index: which of the `params.n` choices; each draws other random numbers.
         eos_token_ids: not generated before `params.min_tokens` tokens, unless `params.ignore_eos`.
         array_module: of the logits, NumPy or CuPy.
-        constraint: what `params.grammar` was compiled to; this choice's own.
+        constraint: what `params.grammar` was compiled to; this choice's own. It begins after the reasoning.
+        reasoning: where the choice is in its reasoning; None for a model without.
 
     Raises:
         InvalidRequestError: a token id in `params` is outside the vocabulary.
@@ -109,9 +111,11 @@ class SamplerState:
         eos_token_ids: Iterable[int],
         array_module: Any = np,
         constraint: Constraint | None = None,
+        reasoning: Reasoning | None = None,
     ) -> None:
         self.params = params
         self.constraint = constraint
+        self.reasoning = reasoning
         self._allowed: Array | None = None
         self._xp = xp = array_module
         self.num_output_tokens = 0
@@ -143,7 +147,9 @@ class SamplerState:
         """Record a token that was added to the output."""
         self.num_output_tokens += 1
         self._allowed = None
-        if self.constraint is not None:
+        if self.reasoning is not None:
+            self.reasoning.append(token_id)
+        if self.constraint is not None and self._is_answer:
             self.constraint.append(token_id)
         if self._output is not None:
             self._output.add(token_id)
@@ -151,16 +157,38 @@ class SamplerState:
             self._seen.add(token_id)
 
     @property
+    def _is_answer(self) -> bool:
+        return self.reasoning is None or self.reasoning.part == "answer"
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the grammar says which tokens may come next."""
+        if self.constraint is None or self.constraint.error:
+            return False
+        return self.reasoning is None or not self.reasoning.is_open
+
+    @property
+    def _cannot_end(self) -> bool:
+        """Whether no token may end the choice now: it is too short, or the grammar has yet to begin."""
+        is_short = self.num_output_tokens < self.params.min_tokens
+        waits = (
+            self.constraint is not None and self.reasoning is not None and self.reasoning.is_open
+        )
+        return (is_short or waits) and len(self._end_ids) > 0
+
+    @property
     def changes_logits(self) -> bool:
         """Whether `change_logits` has anything to do in this step."""
-        return (
-            self._has_constant_changes
-            or self._allowed is not None
-            or (self.num_output_tokens < self.params.min_tokens and len(self._end_ids) > 0)
-        )
+        return self._has_constant_changes or self._allowed is not None or self._cannot_end
 
     def allow(self, mask: np.ndarray) -> None:
-        """Let `change_logits` exclude all other tokens in this step; bool [V]."""
+        """Let `change_logits` exclude all other tokens in this step, but for one that opens the reasoning.
+
+        Args:
+            mask: bool [V]. Modified in place.
+        """
+        if self.reasoning is not None and self.reasoning.opening_id is not None:
+            mask[self.reasoning.opening_id] = True
         self._allowed = self._xp.asarray(mask)
 
     def change_logits(self, row: Array) -> None:
@@ -175,7 +203,7 @@ class SamplerState:
         params = self.params
         if len(self._bias_ids):
             row[self._bias_ids] += self._bias
-        if self.num_output_tokens < params.min_tokens:
+        if self._cannot_end:
             row[self._end_ids] = -np.inf
         if self._seen is not None:
             logits = row[self._seen.ids]
@@ -194,7 +222,7 @@ def apply_grammars(states: Sequence[SamplerState], vocab_size: int) -> None:
 
     One whose grammar can no longer be followed is left as it is: its `constraint` has an `error`.
     """
-    bound = [state for state in states if state.constraint and not state.constraint.error]
+    bound = [state for state in states if state.is_bound]
     if not bound:
         return
     constraints = [state.constraint for state in bound if state.constraint]

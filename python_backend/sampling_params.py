@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from python_backend.errors import InvalidRequestError
+from python_backend.tool_calls import check_tool_calls
 
 MAX_CHOICES: Final = 128
 """Choices of one request; the limit of the OpenAI API."""
@@ -36,7 +37,7 @@ _MAX_PRIORITY = 2**31 - 1
 _MAX_SHOWN_CHARS = 80
 
 
-GrammarKind = Literal["json_schema", "regex", "grammar", "choice"]
+GrammarKind = Literal["json_schema", "regex", "grammar", "choice", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,9 @@ class Grammar:
     """What the whole text of an answer must match.
 
     Attributes:
-        kind: `json_schema`, `regex`, `grammar` (EBNF as in Lark or in GBNF) or `choice` (one of some
-            strings).
-        text: the schema or the list of strings as JSON, else the expression or grammar as it is.
+        kind: `json_schema`, `regex`, `grammar` (EBNF as in Lark or in GBNF), `choice` (one of some
+            strings) or `tool_calls` (calls of functions, see `tool_calls.check_tool_calls`).
+        text: the expression or grammar as it is, everything else as JSON.
     """
 
     kind: GrammarKind
@@ -85,12 +86,14 @@ class SamplingParams:
         logit_bias: token id to a number added to its logit. Read-only.
         logprobs: most likely alternatives to report per token; 0: the chosen token only; None: no
             log probabilities.
-        grammar: what each answer must match, from its first token to its end.
+        grammar: what each answer must match, from its first token, or the first after its reasoning, to its
+            end.
         cache_salt: prompts take over what is in the KV cache from prompts with the same salt only.
         skip_special_tokens: leave control tokens out of the text.
         priority: requests with a lower one leave the waiting queue earlier.
         return_token_ids: tell the prompt's tokens too; those of the answer are always told.
         prompt_logprobs: as `logprobs`, for the tokens of the prompt; None: nothing about them.
+        separate_reasoning: tell a reasoning model's thoughts from its answer; without, they are one text.
 
     Raises:
         InvalidRequestError: a value is outside its limits; `param` names the field.
@@ -120,6 +123,7 @@ class SamplingParams:
     priority: int = 0
     return_token_ids: bool = False
     prompt_logprobs: int | None = None
+    separate_reasoning: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
@@ -238,8 +242,8 @@ def _to_json_value(value: Any) -> Any:
     if isinstance(value, MappingProxyType):
         return dict(value)
     if isinstance(value, Grammar):
-        is_json = value.kind in ("json_schema", "choice")
-        return {value.kind: json.loads(value.text) if is_json else value.text}
+        is_text = value.kind in ("regex", "grammar")
+        return {value.kind: value.text if is_text else json.loads(value.text)}
     return value
 
 
@@ -355,8 +359,12 @@ def _read_grammar(param: str, value: object) -> Grammar:
                     param=param,
                 )
             return Grammar(kind, json.dumps(choices))
+        case "tool_calls":
+            check_tool_calls(param, item)
+            return Grammar(kind, json.dumps(item))
     raise InvalidRequestError(
-        f"{_shorten(repr(kind))} is no kind of grammar; choose from json_schema, regex, grammar, choice",
+        f"{_shorten(repr(kind))} is no kind of grammar; choose from "
+        "json_schema, regex, grammar, choice, tool_calls",
         param=param,
     )
 
@@ -385,4 +393,5 @@ _READERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "priority": _read_int,
     "return_token_ids": _read_bool,
     "prompt_logprobs": _read_int,
+    "separate_reasoning": _read_bool,
 }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 
 from python_backend.errors import InvalidRequestError
 from python_backend.sampling_params import Grammar
+from python_backend.tool_grammar import to_lark
 
 _MAX_CACHED: Final = 32
 _MAX_SHOWN_CHARS: Final = 200
@@ -52,6 +53,7 @@ _NAMES: Final = {
     "regex": "regular expression",
     "grammar": "grammar",
     "choice": "list of choices",
+    "tool_calls": "list of functions",
 }
 
 
@@ -111,6 +113,7 @@ class GrammarCompiler:
         self._num_token_ids = vocab_size
         self._eos_token_ids = sorted(eos_token_ids)
         self._tokens: Any = None
+        self._added_ids: dict[str, int] = {}
         self._cache: OrderedDict[Grammar, Constraint] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -133,25 +136,40 @@ class GrammarCompiler:
     def _new_constraint(self, grammar: Grammar) -> Constraint:
         if self._tokens is None:
             self._tokens = self._load_tokens()
-        matcher = _with_deep_stack(lambda: _compile(self._tokens, grammar))
+        matcher = _with_deep_stack(lambda: _compile(self._tokens, grammar, self._added_ids))
         if matcher.is_error():
+            if grammar.kind == "tool_calls":
+                self._blame_function(grammar)
             raise _cannot_enforce(grammar, matcher.get_error())
         return Constraint(matcher, self._num_token_ids)
+
+    def _blame_function(self, grammar: Grammar) -> None:
+        """Refuse the first function whose schema alone cannot be enforced, if there is one."""
+        for function in json.loads(grammar.text)["functions"]:
+            schema = Grammar("json_schema", json.dumps(function["parameters"]))
+            try:
+                self._new_constraint(schema)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(
+                    f"function '{function['name']}': {error.message}", param="grammar"
+                ) from None
 
     def _load_tokens(self) -> Any:
         tokenizer = Tokenizer.from_file(str(self._tokenizer_path))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._num_token_ids = max(self._num_token_ids, 1 + max(tokenizer.get_vocab().values()))
+        added = tokenizer.get_added_tokens_decoder()
+        self._added_ids = {token.content: token_id for token_id, token in added.items()}
         return llguidance.LLTokenizer(
             tokenizer.to_str(), n_vocab=self._num_token_ids, eos_token=self._eos_token_ids
         )
 
 
-def _compile(tokens: Any, grammar: Grammar) -> Any:
+def _compile(tokens: Any, grammar: Grammar, added_ids: Mapping[str, int]) -> Any:
     matcher = llguidance.LLMatcher(
         tokens,
-        _to_llguidance(grammar),
+        _to_llguidance(grammar, added_ids),
         log_level=0,
         limits=llguidance.LLParserLimits(**_LIMITS),
     )
@@ -161,7 +179,7 @@ def _compile(tokens: Any, grammar: Grammar) -> Any:
     return matcher
 
 
-def _to_llguidance(grammar: Grammar) -> str:
+def _to_llguidance(grammar: Grammar, added_ids: Mapping[str, int]) -> str:
     matcher = llguidance.LLMatcher
     match grammar.kind:
         case "json_schema":
@@ -177,6 +195,9 @@ def _to_llguidance(grammar: Grammar) -> str:
             # Lark's strings are written like JSON's.
             choices = map(json.dumps, json.loads(grammar.text))
             text = matcher.grammar_from_lark(f"start: {' | '.join(choices)}")
+        case "tool_calls":
+            lark = to_lark(json.loads(grammar.text), added_ids, _JSON_STYLE)
+            text = matcher.grammar_from_lark(lark)
     return str(text)
 
 

@@ -22,7 +22,9 @@ Beside messages there may be `add_generation_prompt` (default true), `continue_f
 `max_pixels`).
 
 Content parts are `{"type": "text", "text": ...}` and `{"type": "image"}`; the i-th image part of
-the conversation is `images[i]`."""
+the conversation is `images[i]`. Beside messages may be `tools`, as the OpenAI API has them. Assistant
+messages may have `reasoning_content` and `tool_calls`, each `{"function": {"name", "arguments"}}` with an
+object of arguments; messages of the role `tool` answer them in their order."""
 IMAGES: Final = "images"
 """BYTES [num_images]: encoded files (PNG, JPEG, WEBP, GIF), in prompt order; may be empty."""
 SAMPLING: Final = "sampling"
@@ -50,20 +52,21 @@ IMAGE_EMBEDS: Final = "image_embeds"
 
 # Decoder to client.
 TEXT: Final = "text"
-"""BYTES [1]: UTF-8 text that follows what was sent before for the same choice."""
+"""BYTES [1]: UTF-8 text of the answer that follows what was sent before for the same choice."""
 DETAILS: Final = "details"
 """BYTES [1]: JSON about this response, see `DETAILS_KEYS`."""
 DETAILS_KEYS: Final = (
-    *("index", "token_ids", "logprobs", "finish_reason", "matched_stop", "usage"),
+    *("index", "token_ids", "reasoning", "logprobs", "finish_reason", "matched_stop", "usage"),
     *("prompt_token_ids", "prompt_logprobs"),
 )
-"""`index`: which of the n choices. `token_ids`: tokens covered by this response. `logprobs`: one
+"""`index`: which of the n choices. `token_ids`: tokens covered by this response. `reasoning`: text of the
+model's reasoning that follows what was sent before, only if there is any. `logprobs`: one
 `{"token", "bytes", "logprob", "top_logprobs"}` per token, only when asked for.
 
 On the first and the last response of a choice `usage` (`prompt_tokens`, `completion_tokens` of this choice
-so far, `image_tokens`, `cached_tokens`), on the last one `finish_reason` (stop, length) and `matched_stop`
-(token id, string or null). Only when asked for, and of choice 0: `prompt_token_ids` with its first token, and
-up to there `prompt_logprobs`; see `RequestOutput`."""
+so far, `image_tokens`, `cached_tokens`, `reasoning_tokens`), on the last one `finish_reason` (stop, length)
+and `matched_stop` (token id, string or null). Only when asked for, and of choice 0: `prompt_token_ids` with
+its first token, and up to there `prompt_logprobs`; see `RequestOutput`."""
 
 # Side requests to the decoder.
 CANCEL: Final = "cancel"
@@ -81,5 +84,8 @@ DECODER_SUFFIX: Final = "-decoder"
 PARAM_SERVED_NAME: Final = "served_model_name"
 PARAM_MAX_MODEL_LEN: Final = "max_model_len"
 PARAM_MAX_IMAGES: Final = "max_images"
+PARAM_TOOL_FORMAT: Final = "tool_format"
+PARAM_REASONS: Final = "reasons"
 """config.pbtxt parameters of the ensemble that the proxy reads: public id, context limit in tokens,
-images allowed in one prompt."""
+images allowed in one prompt; how the model writes tool calls (a name of `tool_calls.FORMATS`), left out if it
+calls no tools; `true` if it reasons before it answers, else left out."""

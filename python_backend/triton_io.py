@@ -183,6 +183,8 @@ class TritonSink:
 
 def _details(output: RequestOutput) -> str:
     details: dict[str, Any] = {"index": output.index, "token_ids": list(output.token_ids)}
+    if output.reasoning:
+        details["reasoning"] = output.reasoning
     if output.logprobs is not None:
         details["logprobs"] = list(output.logprobs)
     if output.prompt_token_ids is not None:
@@ -198,5 +200,6 @@ def _details(output: RequestOutput) -> str:
             "completion_tokens": output.usage.completion_tokens,
             "image_tokens": output.usage.image_tokens,
             "cached_tokens": output.usage.cached_tokens,
+            "reasoning_tokens": output.usage.reasoning_tokens,
         }
     return json.dumps(details, ensure_ascii=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tiny.shapes import QWEN2_5_VL, SHAPES, TIED, Shape
+from tests.tiny.shapes import QWEN2_5_VL, SHAPES, TIED, WITH_TOOLS, Shape
 
 if TYPE_CHECKING:
     from python_backend.manifest import ModelFolder
@@ -41,11 +41,13 @@ class TinyModel:
         shape: of the checkpoint.
         checkpoint: its folder.
         repository: where it is built to.
+        max_model_len: context of the built model.
     """
 
     shape: Shape
     checkpoint: Path
     repository: Path
+    max_model_len: int = MAX_MODEL_LEN
 
     @cached_property
     def model(self) -> ModelFolder:
@@ -54,7 +56,9 @@ class TinyModel:
         from builders.pipeline import build
 
         options = BuildOptions(
-            model=str(self.checkpoint), output=self.repository, max_model_len=MAX_MODEL_LEN
+            model=str(self.checkpoint),
+            output=self.repository,
+            max_model_len=self.max_model_len,
         )
         return build(options, SilentReport())[0]
 
@@ -80,8 +84,11 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tin
         from tests.tiny.checkpoint import make_checkpoint
 
         folder = tmp_path_factory.mktemp(name)
-        checkpoint = make_checkpoint(folder / name, SHAPES[name])
-        return TinyModel(SHAPES[name], checkpoint, folder / "repository")
+        shape = (SHAPES | WITH_TOOLS)[name]
+        checkpoint = make_checkpoint(folder / name, shape)
+        # A description of tools takes some hundred of the tiny tokenizer's tokens.
+        max_model_len = 2 * MAX_MODEL_LEN if name in WITH_TOOLS else MAX_MODEL_LEN
+        return TinyModel(shape, checkpoint, folder / "repository", max_model_len)
 
     return tiny_model
 

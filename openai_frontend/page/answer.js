@@ -5,6 +5,8 @@ export class Answer {
   constructor(request) {
     this.request = request;
     this.text = "";
+    /** What the model thought before it answered. */
+    this.reasoning = "";
     /** @type {"running" | "complete" | "stopped" | "broken"} */
     this.state = "running";
     this.finishReason = null;
@@ -31,9 +33,11 @@ export class Answer {
       for await (const chunk of chunks) {
         const choice = chunk.choices[0];
         if (choice) {
-          this.text += choice.delta.content ?? "";
+          const { content, reasoning_content: reasoning } = choice.delta;
+          this.text += content ?? "";
+          this.reasoning += reasoning ?? "";
           this.finishReason = choice.finish_reason ?? this.finishReason;
-          if (choice.delta.content || choice.finish_reason) lastAt = performance.now();
+          if (content || reasoning || choice.finish_reason) lastAt = performance.now();
           firstAt ??= lastAt;
         }
         this.usage = chunk.usage ?? this.usage;

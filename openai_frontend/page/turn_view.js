@@ -40,10 +40,12 @@ export class TurnView {
 
   #draw() {
     this.isDrawing = false;
-    const { text, state } = this.answer;
+    const { text, reasoning, state } = this.answer;
     const article = this.node.querySelector(".answer");
     article.dataset.state = state;
     article.setAttribute("aria-busy", state === "running");
+    article.querySelector(".reasoning").hidden = reasoning === "";
+    article.querySelector(".reasoning p").textContent = reasoning;
     article.querySelector(".text").replaceChildren(renderMarkdown(text));
     const facts = this.answer.facts().map((fact) => {
       const item = document.createElement("li");

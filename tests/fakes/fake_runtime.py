@@ -13,6 +13,7 @@ from python_backend.engine import Engine
 from python_backend.families.base import PreparedPrompt
 from python_backend.kv_cache import CacheView
 from python_backend.model_runner import ModelRunner
+from python_backend.reasoning import ReasoningTokens
 from python_backend.request import GenerationRequest
 from python_backend.runtimes.base import EngineRuntime
 from python_backend.sampling_params import SamplingParams
@@ -152,6 +153,7 @@ def fake_engine(
     max_num_seqs: int = 4,
     max_num_batched_tokens: int = 8,
     max_waiting: int = 64,
+    reasoning_tokens: ReasoningTokens | None = None,
     prefix_cache: bool = True,
 ) -> Engine:
     """An engine around a fake runtime; everything else is real."""
@@ -163,7 +165,7 @@ def fake_engine(
     )
     runner = ModelRunner(runtime, max_num_seqs)
     text = TokenText(byte_tokenizer())
-    return Engine(scheduler, runner, text, [EOS], prefix_cache=prefix_cache)
+    return Engine(scheduler, runner, text, [EOS], reasoning_tokens, prefix_cache=prefix_cache)
 
 
 def fake_request(

@@ -57,6 +57,20 @@ async def test_dropped_pictures_are_asked_about_and_the_answer_comes_as_it_is_ma
     await expect(visit.draft).to_have_value("")
 
 
+async def test_what_a_model_thinks_is_told_beside_its_answer(open_page: OpenPage) -> None:
+    thoughts = [Delta(text="", reasoning=text, token_ids=(1,)) for text in ("Let me\n", "look.")]
+    backend = FakeBackend([*thoughts, *text_deltas("A red square.")])
+    visit = await open_page(backend)
+    await visit.ask("What is this?")
+    await expect(visit.answer.locator(".text")).to_have_text("A red square.")
+    thinking = visit.answer.get_by_role("group")
+    await expect(thinking.get_by_role("paragraph")).to_be_hidden()
+    await thinking.get_by_text("Reasoning").click()
+    await expect(thinking.get_by_role("paragraph")).to_have_text("Let me\nlook.")
+    await visit.ask_and_wait("And this?")
+    assert last_prompt(backend)[1] == ("assistant", "A red square.")
+
+
 async def test_pictures_are_chosen_pasted_and_removed(open_page: OpenPage) -> None:
     visit = await open_page()
     pictures = visit.page.get_by_role("list", name="Pictures of the question")

@@ -26,7 +26,7 @@ from tests.tiny.tokenizer import TOKEN_IDS, write_tokenizer
 def make_checkpoint(folder: Path, shape: Shape) -> Path:
     """Write a whole checkpoint of `shape` into `folder`, which is made; returns it."""
     folder.mkdir(parents=True)
-    write_tokenizer(folder, shape.more_special, shape.chat_template)
+    write_tokenizer(folder, shape.more_special, shape.chat_template, shape.more_visible)
     if shape.preprocessor is not None:
         _write_json(folder / "preprocessor_config.json", shape.preprocessor)
     _write_json(folder / "config.json", shape.config)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tests.tiny.shape import Shape
 from tests.tiny.tokenizer import NUM_TOKENS, TOKEN_IDS
+from tests.tiny.tool_templates import HERMES, HERMES_THINKING
 
 VOCAB_SIZE = NUM_TOKENS + 22  # as in the real ones, the table has rows that no token uses
 MAX_POSITIONS = 2048
@@ -304,4 +306,12 @@ QWEN3_VL = (
         tied=False,
         layout="transformers",
     ),
+)
+
+TOOLS = replace(QWEN3_VL[0], name="tiny-qwen3-vl-tools", chat_template=HERMES)
+THINKING = replace(
+    QWEN3_VL[0],
+    name="tiny-qwen3-vl-thinking",
+    chat_template=HERMES_THINKING,
+    more_visible=("<think>", "</think>"),
 )

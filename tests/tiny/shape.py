@@ -22,6 +22,7 @@ class Shape:
         hub_names: beginnings of the names of transformers 5, and what the hub has instead.
         more_special: control tokens besides Qwen's.
         chat_template: the family's.
+        more_visible: tokens besides Qwen's that show in a text.
         num_cross_layers: decoder layers that attend to images.
         num_files: safetensors files; more than one come with an index.
         seed: of the weights.
@@ -34,6 +35,7 @@ class Shape:
     hub_names: Mapping[str, str] = field(default_factory=dict)
     more_special: tuple[str, ...] = ()
     chat_template: str = CHAT_TEMPLATE
+    more_visible: tuple[str, ...] = ()
     num_cross_layers: int = 0
     num_files: int = 1
     seed: int = 0

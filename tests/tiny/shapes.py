@@ -6,7 +6,16 @@ from tests.tiny.gemma import GEMMA3, GEMMA3_TEXT
 from tests.tiny.idefics import IDEFICS3
 from tests.tiny.llava import LLAVA_ONEVISION
 from tests.tiny.mllama import MLLAMA
-from tests.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, SAVED, SHARDED, TIED
+from tests.tiny.qwen import (
+    QWEN2_5_VL,
+    QWEN2_VL,
+    QWEN3_VL,
+    SAVED,
+    SHARDED,
+    THINKING,
+    TIED,
+    TOOLS,
+)
 from tests.tiny.shape import Shape
 
 SHAPES: dict[str, Shape] = {
@@ -16,6 +25,8 @@ SHAPES: dict[str, Shape] = {
         *GEMMA3_TEXT,
     )
 }
+WITH_TOOLS = {shape.name: shape for shape in (TOOLS, THINKING)}
+"""More of them, whose templates take tools; one reasons, too."""
 SEEING = [shape.name for shape in SHAPES.values() if shape.sees_images]
 """Names of those that see images."""
 GRAPHS = [
@@ -25,4 +36,16 @@ GRAPHS = [
 ]
 """Names of shapes with those of their graphs."""
 
-__all__ = ["GRAPHS", "QWEN2_5_VL", "SAVED", "SEEING", "SHAPES", "SHARDED", "TIED", "Shape"]
+__all__ = [
+    "GRAPHS",
+    "QWEN2_5_VL",
+    "SAVED",
+    "SEEING",
+    "SHAPES",
+    "SHARDED",
+    "THINKING",
+    "TIED",
+    "TOOLS",
+    "WITH_TOOLS",
+    "Shape",
+]

@@ -55,7 +55,10 @@ CHAT_TEMPLATE = (
 
 
 def write_tokenizer(
-    folder: Path, more_special: Sequence[str] = (), chat_template: str = CHAT_TEMPLATE
+    folder: Path,
+    more_special: Sequence[str] = (),
+    chat_template: str = CHAT_TEMPLATE,
+    more_visible: Sequence[str] = (),
 ) -> None:
     """Write tokenizer.json and what the hub's checkpoints have beside it.
 
@@ -63,6 +66,7 @@ def write_tokenizer(
         folder: of the checkpoint.
         more_special: control tokens that the family has besides Qwen's; they come last.
         chat_template: the family's.
+        more_visible: tokens that it has besides Qwen's and that show in a text.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -83,6 +87,7 @@ def write_tokenizer(
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in more_special]
     )
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in more_visible])
     tokenizer.save(str(folder / "tokenizer.json"))
 
     model = json.loads(tokenizer.to_str())["model"]
@@ -96,9 +101,9 @@ def write_tokenizer(
             "normalized": False,
             "rstrip": False,
             "single_word": False,
-            "special": token not in NOT_SPECIAL,
+            "special": token not in (*NOT_SPECIAL, *more_visible),
         }
-        for i, token in enumerate((*SPECIAL, *NOT_SPECIAL, *more_special))
+        for i, token in enumerate((*SPECIAL, *NOT_SPECIAL, *more_special, *more_visible))
     }
     _write_json(
         folder / "tokenizer_config.json",

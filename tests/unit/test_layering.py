@@ -15,7 +15,7 @@ PACKAGES = ("builders", "python_backend", "openai_frontend", "triton_vlm")
 # The scheduler and what it talks about: plain Python that can be reasoned about and tested alone.
 PURE = (
     *("errors", "config", "spec", "sampling_params", "scheduler", "prefix_cache"),
-    "tensor_names",
+    *("tensor_names", "reasoning", "tool_calls", "tool_grammar"),
 )
 
 
@@ -44,6 +44,7 @@ LAYERS = {
             *("fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "httpx"),
             *("grpc", "tritonclient", "prometheus_client"),
             *("openai_frontend", "python_backend.errors", "python_backend.tensor_names"),
+            "python_backend.tool_calls",
         ),
     ),
     "the scheduler and its data know no tensor, thread or Triton": Layer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from typing import Any
 
@@ -14,11 +15,17 @@ from fake_backend import MODEL, FakeBackend, text_deltas
 from openai_frontend.backend import Delta
 from openai_frontend.settings import Settings
 from python_backend.errors import EngineError, OverloadedError, PromptTooLongError
+from python_backend.tool_calls import FORMATS
 
 pytestmark = pytest.mark.anyio
 
 TEXT = "A red circle. Größe 例 🚕"
 HELLO = [{"role": "user", "content": "hi"}]
+CALLING = dataclasses.replace(MODEL, tool_format=FORMATS["hermes"], reasons=True)
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOL = {"name": "get_weather", "description": "In a city.", "input_schema": CITY}
+TOOL_USE = {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"city": "Rome"}}
+TOOL_RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "warm"}
 
 
 def client_of(proxy: Any) -> anthropic.AsyncAnthropic:
@@ -128,7 +135,18 @@ async def test_why_an_answer_ended(make_proxy, last, stop) -> None:
         ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
         ({"messages": [*HELLO, {"role": "assistant", "content": "Sure"}]}, "messages[1].role"),
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "messages[0].content[0]"),
-        ({"tools": [{"name": "x"}]}, "tools"),
+        ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, "messages[0].content[0]"),
+        ({"tools": [{"name": "x"}]}, "tools[0].input_schema"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+        ({"tools": [TOOL]}, "tools"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tool_choice": {"type": "auto"}}, "tool_choice"),
+        ({"messages": [{"role": "user", "content": [TOOL_USE]}]}, "messages[0].content[0].type"),
+        (
+            {"messages": [{"role": "user", "content": [{**TOOL_RESULT, "content": [TOOL_USE]}]}]},
+            "messages[0].content[0].content[0].type",
+        ),
+        ({"messages": [{"role": "user", "content": [TOOL_RESULT]}]}, "messages[0].tool_call_id"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
         ({"temperature": 1.5}, "temperature"),
         ({"stop_sequences": ["a"] * 17}, "stop"),
@@ -188,6 +206,117 @@ async def test_an_error_after_the_first_token_ends_the_stream(make_proxy) -> Non
         ) as stream:
             await stream.get_final_message()
     assert "secret" not in str(caught.value)
+
+
+def calling(*parts: tuple[str, str]) -> FakeBackend:
+    """A model that thinks, talks and calls; parts have reasoning and text."""
+    script = [Delta(text=text, reasoning=reasoning, token_ids=(1,)) for reasoning, text in parts]
+    last = text_deltas("")[-1]
+    return FakeBackend([*script, last], [CALLING])
+
+
+async def test_thoughts_text_and_calls_are_blocks(make_proxy) -> None:
+    call = FORMATS["hermes"].call("get_weather", '{"city": "Rome"}')
+    parts = [
+        ("Hm", ""),
+        ("m.", ""),
+        ("", "Let me"),
+        ("", " see.\n"),
+        ("", call[:40]),
+        ("", call[40:]),
+    ]
+    proxy = make_proxy(calling(*parts, ("", "\n"), ("", call)))
+    asked = {"model": MODEL.id, "max_tokens": 20, "messages": HELLO, "tools": [TOOL]}
+    whole = await client_of(proxy).messages.create(**asked)
+    async with client_of(proxy).messages.stream(**asked) as stream:
+        streamed = await stream.get_final_message()
+    for message in (whole, streamed):
+        thinking, text, *calls = message.content
+        assert (thinking.type, thinking.thinking) == ("thinking", "Hmm.")
+        assert (text.type, text.text) == ("text", "Let me see.")
+        assert [(c.type, c.name, c.input) for c in calls] == [
+            ("tool_use", "get_weather", {"city": "Rome"})
+        ] * 2
+        assert calls[0].id != calls[1].id
+        assert message.stop_reason == "tool_use"
+    assert proxy.backend.calls[0].prompt["tools"] == [
+        {
+            "type": "function",
+            "function": {"name": "get_weather", "description": "In a city.", "parameters": CITY},
+        }
+    ]
+
+
+async def test_calls_and_results_of_a_conversation_reach_the_backend(make_proxy, png) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("ok"), [CALLING]))
+    second = {**TOOL_USE, "id": "toolu_2"}
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": ""}
+    picture = [{"type": "text", "text": "seen"}, image_block(png)]
+    results = [
+        {**TOOL_RESULT, "content": picture, "is_error": True},
+        {"type": "tool_result", "tool_use_id": "toolu_2"},
+    ]
+    await client_of(proxy).messages.create(
+        model=MODEL.id,
+        max_tokens=20,
+        tools=[TOOL],
+        messages=[
+            *HELLO,
+            {"role": "assistant", "content": [thought, TOOL_USE, second]},
+            {"role": "user", "content": [*results, {"type": "text", "text": "So?"}]},
+        ],
+    )
+    (call,) = proxy.backend.calls
+    assert call.images == [png]
+    function = {"name": "get_weather", "arguments": {"city": "Rome"}}
+    assert call.prompt["messages"] == [
+        *HELLO,
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "Hm.",
+            "tool_calls": [{"type": "function", "function": function}] * 2,
+        },
+        {
+            "role": "tool",
+            "content": [
+                {"type": "text", "text": "Error: "},
+                {"type": "text", "text": "seen"},
+                {"type": "image", "detail": "auto"},
+            ],
+        },
+        {"role": "tool", "content": ""},
+        {"role": "user", "content": [{"type": "text", "text": "So?"}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("choice", "is_required", "is_parallel"),
+    [
+        ({"type": "auto"}, False, True),
+        ({"type": "any"}, True, True),
+        ({"type": "any", "disable_parallel_tool_use": True}, True, False),
+        ({"type": "tool", "name": "get_weather"}, True, False),
+    ],
+)
+async def test_a_choice_of_tools_is_enforced(make_proxy, choice, is_required, is_parallel) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("ok"), [CALLING]))
+    await client_of(proxy).messages.create(
+        model=MODEL.id, max_tokens=20, messages=HELLO, tools=[TOOL], tool_choice=choice
+    )
+    calls = proxy.backend.calls[0].sampling["grammar"]["tool_calls"]
+    assert (calls["is_required"], calls["is_parallel"]) == (is_required, is_parallel)
+
+
+async def test_a_call_that_is_cut_off_has_no_input(make_proxy) -> None:
+    text = FORMATS["hermes"].call("get_weather", '{"city": "Rome"}')[:-20]
+    last = {"finish_reason": "length", "matched_stop": None}
+    proxy = make_proxy(FakeBackend(text_deltas(text, **last), [CALLING]))
+    message = await client_of(proxy).messages.create(
+        model=MODEL.id, max_tokens=20, messages=HELLO, tools=[TOOL]
+    )
+    assert message.stop_reason == "max_tokens"
+    assert [(block.type, block.input) for block in message.content] == [("tool_use", {})]
 
 
 async def test_tokens_are_counted_before_a_message_is_sent(make_proxy, png) -> None:

@@ -34,6 +34,8 @@ async def test_models_are_listed_with_their_limits(make_proxy) -> None:
         "parent": None,
         "max_model_len": 8192,
         "max_images": 4,
+        "calls_tools": False,
+        "reasons": False,
     }
 
 

@@ -25,6 +25,7 @@ from python_backend.errors import (
     VlmError,
     to_wire,
 )
+from python_backend.tool_calls import FORMATS
 
 pytestmark = pytest.mark.anyio
 
@@ -229,6 +230,7 @@ async def test_responses_become_deltas_until_the_final_one(has_empty_final) -> N
     logprobs = [{"token": "ü", "bytes": [195, 188], "logprob": -1.0, "top_logprobs": []}]
     last = {"index": 0, "token_ids": [6], "finish_reason": "stop", "matched_stop": 6}
     items = [
+        response("", index=0, token_ids=[4], reasoning="Hm."),
         response("ü", index=0, token_ids=[5], logprobs=logprobs),
         response("", is_final=not has_empty_final, usage=USAGE, **last),
     ]
@@ -236,6 +238,7 @@ async def test_responses_become_deltas_until_the_final_one(has_empty_final) -> N
     async with connected(triton) as backend:
         deltas = await collect(backend)
     assert deltas == [
+        Delta(text="", token_ids=[4], reasoning="Hm."),
         Delta(text="ü", token_ids=[5], logprobs=logprobs),
         Delta(
             text="",
@@ -395,6 +398,7 @@ CONFIGS = [
     config("b-decoder", max_model_len="100"),
     config("a", served_model_name="Org/A"),
 ]
+CALLING = config("c", served_model_name="Org/C", tool_format="hermes", reasons="true")
 
 
 async def test_models_are_those_with_a_served_name() -> None:
@@ -406,6 +410,15 @@ async def test_models_are_those_with_a_served_name() -> None:
         assert a.fingerprint != b.fingerprint
         assert await backend.find_model("Org/B") == await backend.find_model("b") == b
         assert await backend.find_model("b-decoder") is None
+
+
+async def test_a_model_tells_what_it_can() -> None:
+    unknown = config("d", served_model_name="Org/D", tool_format="of a newer builder")
+    async with connected(FakeTriton(configs=[*CONFIGS, CALLING, unknown])) as backend:
+        a, b, c, d = await backend.models()
+        assert (c.tool_format, c.reasons) == (FORMATS["hermes"], True)
+        for model in (a, b, d):
+            assert (model.tool_format, model.reasons) == (None, False)
 
 
 async def test_models_are_remembered() -> None:

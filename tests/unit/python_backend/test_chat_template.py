@@ -11,7 +11,15 @@ from transformers import AutoTokenizer
 
 from python_backend.chat_template import ChatTemplate, Conversation, TemplateOptions
 from python_backend.errors import BundleError, InvalidRequestError
-from tests.tiny.tokenizer import NOT_SPECIAL, NUM_TOKENS, SPECIAL, TOKEN_IDS
+from tests.tiny.tokenizer import (
+    CHAT_TEMPLATE,
+    NOT_SPECIAL,
+    NUM_TOKENS,
+    SPECIAL,
+    TOKEN_IDS,
+    write_tokenizer,
+)
+from tests.tiny.tool_templates import HERMES, HERMES_THINKING, LLAMA
 
 PLACEHOLDER = "<|image_pad|>"
 TYPABLE = [token for token in SPECIAL if token != PLACEHOLDER]
@@ -285,3 +293,127 @@ def test_control_token_in_a_variable_is_refused(reading):
     with pytest.raises(InvalidRequestError) as caught:
         _rendered(reading, [_user("Hi")], variables={"date_string": "<|im_end|>"})
     assert caught.value.param == "chat_template_kwargs.date_string"
+
+
+# --- tools -----------------------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "properties": {"where": {"enum": ["a <|im_end|> b", "c"]}}}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
+TOOL_CALL = {"type": "function", "function": {"name": "look", "arguments": {"where": "c", "n": 1}}}
+WITH_CALLS = [
+    _user("Look."),
+    {"role": "assistant", "content": "Yes.", "tool_calls": [TOOL_CALL, TOOL_CALL]},
+    {"role": "tool", "content": "é"},
+    {"role": "tool", "content": [_text("a "), IMAGE]},
+    {"role": "assistant", "content": "Seen."},
+]
+
+
+@pytest.fixture(scope="module")
+def template_of(tmp_path_factory):
+    """From a chat template to the tiny tokenizer with it."""
+
+    def make(chat_template, more_visible=()):
+        folder = tmp_path_factory.mktemp("tokenizer")
+        write_tokenizer(folder, (), chat_template, more_visible)
+        (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
+        return ChatTemplate(folder, TOKEN_IDS[PLACEHOLDER], TOKEN_IDS[PLACEHOLDER])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "more_visible", "tool_format", "marks"),
+    [
+        (CHAT_TEMPLATE, (), None, None),
+        (HERMES, (), "hermes", None),
+        (HERMES_THINKING, ("<think>", "</think>"), "hermes", ("<think>", "</think>")),
+        (HERMES_THINKING, (), "hermes", None),
+        (LLAMA, (), "llama3_json", None),
+        (HERMES.replace('"arguments"', '"args"'), (), None, None),
+        (HERMES.replace("{{ tool | tojson }}", ""), (), None, None),
+        ("{{ raise_exception('no') }}", (), None, None),
+    ],
+)
+def test_what_a_template_can_is_seen_in_what_it_writes(
+    template_of, chat_template, more_visible, tool_format, marks
+):
+    template = template_of(chat_template, more_visible)
+    assert (template.tool_format, template.reasoning_marks) == (tool_format, marks)
+
+
+def test_a_mark_that_does_not_show_in_the_text_is_no_mark(tmp_path):
+    """The parser of calls reads text; control tokens are not in it."""
+    write_tokenizer(tmp_path, (), HERMES)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text.replace('"special": false', '"special": true'))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    template = ChatTemplate(tmp_path, TOKEN_IDS[PLACEHOLDER], TOKEN_IDS[PLACEHOLDER])
+    assert template.tool_format is None
+
+
+def test_tools_calls_and_results_equal_huggingface(template_of):
+    template = template_of(HERMES)
+    tool = json.loads(json.dumps(TOOL).replace("<|im_end|>", "im_end"))
+    expected = template._tokenizer.apply_chat_template(
+        WITH_CALLS, tools=[tool], tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    conversation = Conversation(messages=WITH_CALLS, tools=[tool])
+    assert template.token_ids(conversation, [PLACEHOLDER]).tolist() == expected
+
+
+@pytest.mark.parametrize("chat_template", [HERMES, LLAMA], ids=["hermes", "llama"])
+def test_control_tokens_in_tools_and_calls_are_text(template_of, chat_template):
+    typed = "<|im_end|>"
+    template = template_of(chat_template)
+
+    def ids(text):
+        function = {"name": "look", "arguments": {f"k{text}": [text, {"a": text}]}}
+        tool = json.loads(json.dumps(TOOL).replace("<|im_end|>", text))
+        messages = [
+            _user("Look."),
+            {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
+            {"role": "tool", "content": [_text(text), _text(text)]},
+        ]
+        return template.token_ids(Conversation(messages=messages, tools=[tool])).tolist()
+
+    special = set(TOKEN_IDS.values())
+    shown = template._plain.decode(ids(typed), skip_special_tokens=True)
+    assert shown.count(typed) == 6
+    assert [i for i in ids(typed) if i in special] == [i for i in ids("x") if i in special]
+
+
+@pytest.mark.parametrize(
+    ("conversation", "param"),
+    [
+        (Conversation(messages=[_user("a")], tools=[{"a": {"b": PLACEHOLDER}}]), "tools[0].a.b"),
+        (Conversation(messages=[_user("a")], tools=[{PLACEHOLDER: 1}]), "tools[0]"),
+        (
+            Conversation(
+                messages=[
+                    {
+                        "role": "assistant",
+                        "content": "",
+                        "tool_calls": [
+                            {"function": {"name": "f", "arguments": {"x": [PLACEHOLDER]}}}
+                        ],
+                    }
+                ]
+            ),
+            "messages[0].tool_calls[0].function.arguments.x[0]",
+        ),
+    ],
+)
+def test_image_placeholder_in_tools_and_calls_is_refused(template_of, conversation, param):
+    with pytest.raises(InvalidRequestError) as caught:
+        template_of(HERMES).token_ids(conversation)
+    assert caught.value.param == param
+
+
+def test_a_first_message_of_text_parts_is_a_string_beside_tools(template_of):
+    """Llama's template would write the list as Python does."""
+    template = template_of(LLAMA)
+    parts = Conversation(messages=[_user([_text("What "), _text("now?")])], tools=[TOOL])
+    text = Conversation(messages=[_user("What now?")], tools=[TOOL])
+    assert template.token_ids(parts).tolist() == template.token_ids(text).tolist()

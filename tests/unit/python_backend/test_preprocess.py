@@ -12,6 +12,7 @@ from python_backend.manifest import ModelFolder
 from python_backend.preprocess import Preprocessor, read_prompt
 from tests.tiny.gemma import GEMMA3
 from tests.tiny.pictures import png
+from tests.tiny.shapes import TOOLS
 from tests.tiny.tokenizer import TOKEN_IDS
 
 IMAGE = {"type": "image"}
@@ -25,6 +26,14 @@ def preprocessor(tied):
 
 def _user(content):
     return {"messages": [{"role": "user", "content": content}]}
+
+
+def _assistant(**more):
+    return {"messages": [{"role": "assistant", "content": "", **more}]}
+
+
+def _call(**function):
+    return _assistant(tool_calls=[{"function": function}])
 
 
 def _refusal(prompt, images=(), preprocessor=None):
@@ -59,7 +68,17 @@ def _refusal(prompt, images=(), preprocessor=None):
         ({"messages": [{}]}, "messages[0]"),
         ({"messages": [{"role": "user"}]}, "messages[0]"),
         ({"messages": [{"content": "hi"}]}, "messages[0]"),
-        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0].name"),
+        (_user("a") | {"tools": []}, "tools"),
+        (_user("a") | {"tools": ["f"]}, "tools"),
+        ({"prompt": "a", "tools": [{}]}, "tools"),
+        (_assistant(reasoning_content=1), "messages[0].reasoning_content"),
+        (_assistant(tool_calls=[]), "messages[0].tool_calls"),
+        (_assistant(tool_calls={}), "messages[0].tool_calls"),
+        (_assistant(tool_calls=[{"name": "f"}]), "messages[0].tool_calls[0]"),
+        (_call(name=1, arguments={}), "messages[0].tool_calls[0]"),
+        (_call(name="f", arguments="{}"), "messages[0].tool_calls[0]"),
+        (_assistant(role="tool", tool_calls=[{}]), "messages[0].tool_calls"),
         ({"messages": [{"role": 1, "content": "hi"}]}, "messages[0].role"),
         ({"messages": [{"role": ["user"], "content": "hi"}]}, "messages[0].role"),
         ({"messages": [{"role": "user<|im_end|>", "content": "hi"}]}, "messages[0].role"),
@@ -210,6 +229,39 @@ def test_half_a_surrogate_pair_is_refused(preprocessor):
     prompt = json.loads('{"messages": [{"role": "user", "content": "a\\ud800b"}]}')
     _refusal(prompt, [], preprocessor)
     _refusal({"prompt": "\ud800"}, [], preprocessor)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        (_user("a") | {"tools": [{"type": "function"}]}, "tools"),
+        (_call(name="f", arguments={}), "tools"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "tools"),
+        (_assistant(reasoning_content="Hm."), "messages"),
+    ],
+)
+def test_what_the_template_would_leave_out_is_refused(preprocessor, prompt, param):
+    assert _refusal(prompt, preprocessor=preprocessor).param == param
+
+
+def test_pictures_of_tools_take_their_place_in_the_prompt(tiny_models):
+    """Their order is that of the conversation, whoever sent them."""
+    model = tiny_models(TOOLS.name).model
+    assert model.manifest.tool_format == "hermes"
+    messages = [
+        {"role": "user", "content": [IMAGE, TEXT]},
+        *_call(name="draw", arguments={})["messages"],
+        {"role": "tool", "content": [TEXT, IMAGE]},
+    ]
+    sizes = [(64, 64), (128, 64)]
+    prepared = Preprocessor(model).prepare(
+        {"messages": messages, "tools": [{"type": "function", "function": {"name": "draw"}}]},
+        [png(*size) for size in sizes],
+    )
+    index = prepared.prompt.image_index
+    first, second = (image.num_tokens for image in prepared.images)
+    assert index[index >= 0].tolist() == list(range(first + second))
+    assert first < second
 
 
 # --- how many pixels -------------------------------------------------------------------------------
