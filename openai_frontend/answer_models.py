@@ -6,11 +6,12 @@ Nothing is built from these models, because that would cost more than the rest o
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class AnswerFields(BaseModel):
@@ -124,14 +125,29 @@ class ChatLogprobs(AnswerFields):
     refusal: None
 
 
+class FunctionCallObject(AnswerFields):
+    """A function that the model calls; the arguments are JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallObject(AnswerFields):
+    """A call that the model makes."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCallObject
+
+
 class AssistantMessage(AnswerFields):
     """What the model says."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
-    reasoning_content: None
-    tool_calls: None
+    reasoning_content: str | None
+    tool_calls: list[ToolCallObject] | None
 
 
 class ChatChoice(AnswerFields):
@@ -140,7 +156,7 @@ class ChatChoice(AnswerFields):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     matched_stop: int | str | None
     token_ids: list[int] | None = None
 
@@ -156,12 +172,30 @@ class ChatCompletion(OpenAIObject):
     prompt_logprobs: PromptLogprobs | None = None
 
 
+class FunctionCallDelta(AnswerFields):
+    """What a chunk adds to a call; the name comes first, then the arguments piece by piece."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(AnswerFields):
+    """What a chunk adds to the call with this index; its id comes first."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCallDelta
+
+
 class ChatDelta(AnswerFields):
     """What a chunk adds to a message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(AnswerFields):
@@ -170,7 +204,7 @@ class ChatChunkChoice(AnswerFields):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     matched_stop: int | str | None
     token_ids: list[int] | None = None
 
@@ -236,6 +270,23 @@ class AnthropicTextBlock(AnswerFields):
     text: str
 
 
+class AnthropicThinkingBlock(AnswerFields):
+    """What the model thought; nothing is signed."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str
+
+
+class AnthropicToolUseBlock(AnswerFields):
+    """A call that the model makes."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
 class AnthropicUsage(AnswerFields):
     """Tokens of a message."""
 
@@ -252,8 +303,8 @@ class AnthropicMessage(AnswerFields):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[AnthropicTextBlock]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"]
+    content: list[AnthropicThinkingBlock | AnthropicTextBlock | AnthropicToolUseBlock]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: str | None
     usage: AnthropicUsage
 
@@ -290,6 +341,8 @@ class ModelCard(AnswerFields):
     parent: None
     max_model_len: int | None
     max_images: int | None
+    calls_tools: bool
+    reasons: bool
 
 
 class ModelList(AnswerFields):

@@ -122,6 +122,15 @@ _STATUS: dict[type[BaseException], tuple[int, str]] = {
     ServiceUnavailableError: (503, "server_error"),
 }
 _SERVER_ERROR = (500, "server_error")
+# All codes of `InvalidRequestError`, whoever raises it.
+INVALID_REQUEST_CODES = (
+    *("invalid_json", "invalid_type", "invalid_value", "missing_required_parameter"),
+    *("unknown_parameter", "unsupported_parameter", "unsupported_value"),
+    *("context_length_exceeded", "rate_limit_exceeded"),
+    *("invalid_image_url", "failed_to_download_image", "image_file_not_found"),
+    *("invalid_base64_image", "empty_image_file", "invalid_image_format", "image_file_too_large"),
+    *("invalid_image", "image_parse_error", "image_too_small", "image_too_large"),
+)
 # Of errors that the routing itself raises.
 _HTTP_ERROR_CODES = {404: "unknown_url", 405: "method_not_supported"}
 
@@ -131,10 +140,10 @@ def status_of(error: BaseException) -> int:
     return _status_and_type(error)[0]
 
 
-def kinds_of(status: int) -> tuple[list[str], list[str | None] | None]:
-    """The types that errors with an HTTP status have, and their codes; None: one of many codes."""
+def kinds_of(status: int) -> tuple[list[str], list[str | None]]:
+    """The types that errors with an HTTP status have, and their codes."""
     if status == 400:
-        return ["invalid_request_error"], None
+        return ["invalid_request_error"], [*INVALID_REQUEST_CODES]
     kinds = {cls: type_ for cls, (cls_status, type_) in _STATUS.items() if cls_status == status}
     if not kinds:
         return [_SERVER_ERROR[1]], [None]

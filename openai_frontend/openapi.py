@@ -205,9 +205,7 @@ def _error_response(status: int, is_anthropic: bool) -> Schema:
         schema = _ref(answers.AnthropicErrorAnswer)
     else:
         types, codes = kinds_of(status)
-        kinds: Schema = {"type": {"enum": types}}
-        if codes is not None:
-            kinds["code"] = {"enum": codes}
+        kinds: Schema = {"type": {"enum": types}, "code": {"enum": codes}}
         schema = {
             "allOf": [
                 _ref(answers.ErrorAnswer),

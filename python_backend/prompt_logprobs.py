@@ -58,7 +58,7 @@ def prompt_logprobs(
     result = []
     for place in range(start + 1 if start else 0, min(stop + 1, len(token_ids))):
         token_id, row = token_ids[place], rows.get(place)
-        if row is None:
+        if row is None or token_id >= len(row):  # ids that have no logit stand for images
             result.append({token_id: entry(token_id, None, None)})
             continue
         scored = with_logprobs(row, token_id, num_logprobs)

@@ -181,6 +181,8 @@ def hf_prompt_logprobs(model: Any, inputs: Mapping[str, torch.Tensor]) -> list[f
     token_ids = inputs["input_ids"]
     with torch.no_grad():
         logits = model(**inputs, attention_mask=torch.ones_like(token_ids)).logits
-    logprobs = logits[0, :-1].log_softmax(-1).gather(1, token_ids[0, 1:, None])
+    # Some families' image token has no logit; nobody asks for that one.
+    known = token_ids.clamp(max=logits.shape[-1] - 1)
+    logprobs = logits[0, :-1].log_softmax(-1).gather(1, known[0, 1:, None])
     values: list[float] = logprobs[:, 0].tolist()
     return values

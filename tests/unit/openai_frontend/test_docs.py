@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from openai_frontend.errors import INVALID_REQUEST_CODES
 from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest
 from openai_frontend.record import ENDPOINTS
 from openai_frontend.settings import Settings
@@ -37,6 +38,23 @@ def test_every_flag_is_documented(name) -> None:
 @pytest.mark.parametrize("endpoint", sorted(ENDPOINTS))
 def test_every_endpoint_is_documented(endpoint) -> None:
     assert f"{endpoint.replace('{model}', '{id}')}`" in PAGE
+
+
+@pytest.mark.parametrize("code", INVALID_REQUEST_CODES)
+def test_every_code_is_documented(code) -> None:
+    assert f"`{code}`" in PAGE
+
+
+def test_every_code_of_an_invalid_request_is_listed() -> None:
+    served = ("openai_frontend", "python_backend")
+    paths = [path for package in served for path in (ROOT / package).rglob("*.py")]
+    used = {
+        code
+        for path in paths
+        for code in re.findall(r'\bcode="(\w+)"', path.read_text(encoding="utf-8"))
+    }
+    assert used
+    assert used <= set(INVALID_REQUEST_CODES)
 
 
 def test_every_test_of_the_comparison_exists() -> None:

@@ -23,9 +23,13 @@ from openai_frontend.backend import Delta, ModelInfo
 from openai_frontend.record import ENDPOINTS
 from openai_frontend.settings import Settings
 from python_backend.errors import OverloadedError
+from python_backend.tool_calls import FORMATS
 
 KEY = "sk-alice-0123456789abcdef"
 NO_MODEL = "no such model"
+HERMES = FORMATS["hermes"]
+CAPABLE = replace(MODEL, tool_format=HERMES, reasons=True)
+TOOL = {"type": "function", "function": {"name": "f"}}
 LOGPROB: dict[str, Any] = {"token": "a", "bytes": [97], "logprob": -0.5}
 
 
@@ -41,7 +45,10 @@ class TalkativeBackend(FakeBackend):
         sampling: dict[str, Any],
     ) -> AsyncGenerator[Delta, None]:
         for index in range(sampling.get("n", 1)):
-            first, *others = text_deltas("a b", index=index)
+            text = HERMES.call("f", {"a b": "c d"}) if "tools" in prompt else "a b"
+            first, *others = text_deltas(text, index=index)
+            if sampling.get("separate_reasoning", True):
+                first = replace(first, reasoning="Hm.")
             if "logprobs" in sampling:
                 top = [LOGPROB] * sampling["logprobs"]
                 first = replace(first, logprobs=[LOGPROB | {"top_logprobs": top}])
@@ -55,7 +62,7 @@ class TalkativeBackend(FakeBackend):
                 yield delta
 
     async def find_model(self, name: str) -> ModelInfo | None:
-        return None if name == NO_MODEL else MODEL
+        return None if name == NO_MODEL else CAPABLE
 
 
 # The one allowed host is no host, so that nothing is looked up.
@@ -146,10 +153,17 @@ def test_errors_have_the_documented_codes(error: Exception, status: int) -> None
     ],
 )
 def test_events_of_a_stream_are_the_documented_chunks(path, prompt, chunk, fields) -> None:
-    model: type[BaseModel] = getattr(answers, f"{chunk}CompletionChunk")
+    check_events(path, getattr(answers, f"{chunk}CompletionChunk"), prompt | fields)
+
+
+def test_events_with_calls_are_the_documented_chunks() -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [TOOL], "n": 2}
+    check_events("chat/completions", answers.ChatCompletionChunk, body)
+
+
+def check_events(path: str, model: type[BaseModel], fields: dict[str, Any]) -> None:
     client = TestClient(create_app(Settings(), TalkativeBackend()))
-    body = {"model": MODEL.id, "stream": True, **prompt, **fields}
-    response = client.post(f"/v1/{path}", json=body)
+    response = client.post(f"/v1/{path}", json={"model": MODEL.id, "stream": True, **fields})
     *events, done, end = response.text.split("\n\n")
     assert (done, end) == ("data: [DONE]", "")
     assert len(events) >= 3

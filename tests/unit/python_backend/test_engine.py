@@ -6,7 +6,15 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from fake_runtime import EOS, FakeRuntime, fake_engine, fake_request, scripted
+from fake_runtime import (
+    EOS,
+    VOCAB_SIZE,
+    FakeRuntime,
+    byte_tokenizer,
+    fake_engine,
+    fake_request,
+    scripted,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +24,10 @@ from python_backend.errors import (
     PromptTooLongError,
 )
 from python_backend.families.base import PreparedPrompt, PromptImage
+from python_backend.prompt_logprobs import prompt_logprobs
 from python_backend.request import GenerationRequest
 from python_backend.sampling_params import SamplingParams
+from python_backend.token_text import TokenText
 
 
 def _greedy(**changes):
@@ -325,9 +335,9 @@ def test_prompt_logprobs_are_computed_for_few_tokens_at_a_time_and_only_if_asked
             shapes.append(feeds["logits_index"].shape[1])
             return super()._run(feeds, cache)
 
-    for prompt_logprobs in (0, None):
+    for num_logprobs in (0, None):
         engine = fake_engine(Watched(max_model_len=400), max_num_batched_tokens=256)
-        params = _greedy(max_tokens=1, prompt_logprobs=prompt_logprobs)
+        params = _greedy(max_tokens=1, prompt_logprobs=num_logprobs)
         engine.add_request(fake_request("a", b"x" * 300, params))
         _finish(engine)
     # Each chunk, and the token to generate.
@@ -345,6 +355,16 @@ def test_image_tokens_have_no_log_probability_and_cost_no_logits():
     ]
     image = np.flatnonzero(request.prompt.image_index >= 0).tolist()
     assert unscored == [0, *image]
+
+
+def test_token_that_has_no_logit_has_no_log_probability():
+    """Llama 3.2 Vision's image token is behind the end of its logits; the decoder takes it as text too."""
+    tokens = np.array([1, VOCAB_SIZE, 2])
+    prompt = PreparedPrompt(tokens, np.full(3, -1), np.arange(3)[None])
+    logits = np.zeros((2, VOCAB_SIZE), np.float32)
+    entries = prompt_logprobs(prompt, 0, 3, logits, 0, TokenText(byte_tokenizer()))
+    found = [next(iter(entry.values()))["logprob"] for entry in entries]
+    assert found == [None, None, pytest.approx(-np.log(VOCAB_SIZE))]
 
 
 def test_engine_without_logits_of_all_tokens_refuses_to_score_prompts():
