@@ -199,6 +199,7 @@ def test_an_answer_with_a_schema_cannot_be_told_from_a_call_in_json(model):
 
 @pytest.mark.parametrize("is_required", [True, False])
 def test_a_schema_that_cannot_be_enforced_is_refused(model, is_required):
+    """GHSA-vrq3-r879-7m65: schemas of tools that crash a worker."""
     functions = [
         *FUNCTIONS,
         {"name": "no", "parameters": {"type": "object", "not": {"required": ["a"]}}},
