@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from benchmarks.workload import Load, Workload, pictures_load
 _WARM_UP = 1_000_000
 """Number of the bursts that no time counts of."""
 _MEMORY_CONCURRENCY = 8
+_MAX_REASON_LENGTH = 400
 
 
 def measure_speed() -> MachineSpeed:
@@ -168,6 +170,7 @@ def set_up(peers: Sequence[Peer], console: Console) -> dict[str, str]:
 
 
 def describe(error: Exception) -> str:
-    """An error in one line, with the last line of a program's log."""
+    """An error in one line that fits into a table, with the last line of a program's log."""
     lines = [*str(error).splitlines(), *getattr(error, "log_tail", "").splitlines()[-1:]]
-    return f"{type(error).__name__}: {' | '.join(line.strip() for line in lines if line.strip())}"
+    text = "; ".join(line.strip() for line in lines if line.strip()).replace("|", "/")
+    return f"{type(error).__name__}: {textwrap.shorten(text, _MAX_REASON_LENGTH)}"

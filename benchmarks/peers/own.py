@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from benchmarks.peers import programs
 from benchmarks.peers.engine import Engine, ProgramEngine, StackEngine
-from benchmarks.peers.peer import OFFLINE, Peer
+from benchmarks.peers.peer import MAX_MODEL_LEN, OFFLINE, Peer
 from triton_vlm.stack import ServingStack
 
 PROGRAMS = Path(programs.__file__).parent
@@ -31,6 +31,7 @@ class TritonVlm(Peer):
     def set_up(self) -> None:
         arguments = ["--model", self._checkpoint.folder, "--output", self.repository]
         arguments += ["--precision", self._checkpoint.precision]
+        arguments += ["--max-model-len", str(MAX_MODEL_LEN)]
         self._work.command("build", [sys.executable, "-m", "builders.build", *arguments])
 
     def start(self, *, caches: bool) -> Engine:

@@ -17,6 +17,13 @@ def draw(results: PeerResults, path: Path) -> None:
 
     loads = [load for load in results.plan.plain_loads if load.has_picture and not load.mean_gap_s]
     figure, plots = pyplot.subplots(1, 3, figsize=(14, 4.5), layout="constrained")
+    plots[0].plot(
+        [load.concurrency for load in loads],
+        [results.floor(load).tokens_per_s for load in loads],
+        linestyle=":",
+        color="black",
+        label="floor of the machine",
+    )
     for axes, metric in zip(plots, (TOKENS_PER_S, TTFT_P50, TPOT_P50), strict=True):
         for engine in results.engines:
             measured = [load for load in loads if load.label in engine.bursts]
@@ -40,13 +47,6 @@ def draw(results: PeerResults, path: Path) -> None:
         axes.set_xticks([load.concurrency for load in loads])
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    plots[0].plot(
-        [load.concurrency for load in loads],
-        [results.floor(load).tokens_per_s for load in loads],
-        linestyle=":",
-        color="black",
-        label="floor of the machine",
-    )
     plots[0].legend()
     figure.suptitle(f"{results.model}, {results.plan.precision}, {results.environment.slug}")
     figure.savefig(path, dpi=110)

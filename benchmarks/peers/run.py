@@ -67,9 +67,14 @@ def compare(
 
     Returns:
         The page.
+
+    Raises:
+        SystemExit: the project's own model cannot be built.
     """
     failures = set_up(peers, console)
     own = next(peer for peer in peers if isinstance(peer, TritonVlm))
+    if own.name in failures:
+        raise SystemExit(f"the checkpoint cannot be built: {failures[own.name]}")
     model_folder = own.repository / checkpoint.folder.name
     workload = Workload(checkpoint.folder / "tokenizer.json")
     config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ class TransformersServe(Peer):
 
     name: ClassVar[str] = "transformers"
     is_served: ClassVar[bool] = True
-    max_concurrency: ClassVar[int | None] = 8
+    max_concurrency: ClassVar[int | None] = 4
 
     def set_up(self) -> None:
         self._python = self._work.environment(self.name, torchvision_patch.patch)
