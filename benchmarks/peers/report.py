@@ -62,13 +62,17 @@ def floor_row(results: PeerResults, load: Load) -> str:
 def ratio_rows(results: PeerResults, *, is_served: bool) -> Rows:
     """One row per load and peer: the project's figures over the peer's."""
     ours = results.ours(is_served=is_served)
+    if ours is None:
+        return []
     rows: Rows = []
-    for load in results.plan.loads if ours else ():
+    for load in results.plan.loads:
         for peer in results.peers(is_served=is_served):
-            if load.label in ours.bursts.keys() & peer.bursts.keys():  # type: ignore[union-attr]
-                mine, theirs = ours.bursts[load.label], peer.bursts[load.label]  # type: ignore[union-attr]
-                ratios = [ratio(m.spread(mine), m.spread(theirs)) for m in METRICS]
-                rows.append((load.label, peer.name, *map(in_words, ratios)))
+            if load.label in ours.bursts.keys() & peer.bursts.keys():
+                pairs = [
+                    [metric.spread(engine.bursts[load.label]) for engine in (ours, peer)]
+                    for metric in METRICS
+                ]
+                rows.append((load.label, peer.name, *(in_words(ratio(*pair)) for pair in pairs)))
     return rows
 
 

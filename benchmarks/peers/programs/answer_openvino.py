@@ -69,9 +69,9 @@ def answer(requests: list[lines.Request]) -> list[dict[str, Any]]:
             "ttft_s": times[i][0],
             "total_s": times[i][-1],
             "token_ids": [int(token) for token in token_ids[i]],
-            "num_prompt_tokens": 0,
+            "num_prompt_tokens": handle.get_perf_metrics().get_num_input_tokens(),
         }
-        for i in range(len(requests))
+        for i, handle in enumerate(handles)
     ]
 
 
