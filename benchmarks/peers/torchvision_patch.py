@@ -37,6 +37,7 @@ io.decode_image = _decode_image
 
 
 def patch(site_packages: Path) -> None:
-    """Patch the torchvision that is installed there; called once per environment."""
+    """Patch the torchvision that is installed there, if there is one; called once per environment."""
     module = site_packages / "torchvision" / "__init__.py"
-    module.write_text(_BEFORE + module.read_text(encoding="utf-8") + _AFTER, encoding="utf-8")
+    if module.exists():
+        module.write_text(_BEFORE + module.read_text(encoding="utf-8") + _AFTER, encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import ClassVar
 
-from benchmarks.peers import torchvision_patch
 from benchmarks.peers.engine import Engine, ServerEngine
 from benchmarks.peers.peer import OFFLINE, Peer
 
@@ -18,7 +17,7 @@ class TransformersServe(Peer):
     max_concurrency: ClassVar[int | None] = 4
 
     def set_up(self) -> None:
-        self._python = self._work.environment(self.name, torchvision_patch.patch)
+        self._python = self._work.environment(self.name)
 
     def start(self, *, caches: bool) -> Engine:
         model = self._checkpoint.folder

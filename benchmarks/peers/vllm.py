@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.peers import torchvision_patch
 from benchmarks.peers.engine import Engine, ServerEngine
 from benchmarks.peers.peer import MAX_MODEL_LEN, MAX_NUM_SEQS, OFFLINE, Peer
 
@@ -22,7 +21,7 @@ class Vllm(Peer):
     is_served: ClassVar[bool] = True
 
     def set_up(self) -> None:
-        self._python = self._work.environment(self.name, torchvision_patch.patch)
+        self._python = self._work.environment(self.name)
         self._tcmalloc = self._work.once("tcmalloc", "2", self._get_tcmalloc)
 
     def _get_tcmalloc(self, folder: Path) -> None:

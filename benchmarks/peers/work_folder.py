@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.peers import torchvision_patch
 from triton_vlm.child_process import ChildProcess
 from triton_vlm.readiness import never
 
@@ -51,14 +52,8 @@ class WorkFolder:
             stamp.write_text(key, encoding="utf-8")
         return folder
 
-    def environment(
-        self, name: str, finish: Callable[[Path], None] = lambda site_packages: None
-    ) -> Path:
+    def environment(self, name: str) -> Path:
         """The Python of the environment with exactly the packages of `requirements/<name>.txt`.
-
-        Args:
-            name: of the environment.
-            finish: called once with its site-packages.
 
         Raises:
             LaunchError: pip failed.
@@ -71,7 +66,7 @@ class WorkFolder:
             pip = [str(python), "-m", "pip", "install", "--no-deps", "--no-compile", "-r"]
             self.command(f"{name}-pip", [*pip, str(requirements)])
             (site_packages,) = folder.glob("lib/python*/site-packages")
-            finish(site_packages)
+            torchvision_patch.patch(site_packages)
 
         key = hashlib.sha256(requirements.read_bytes()).hexdigest() + sys.version
         return self.once(f"environments/{name}", key, make) / "bin" / "python"
