@@ -97,12 +97,16 @@ class Comparison:
         if failure is not None:
             return
         self._results.speeds.append(measure_speed())
-        try:
-            self._measure(peer, result, self._plan.plain_loads, caches=False)
-            self._measure(peer, result, self._plan.cached_loads, caches=True)
-        except Exception as error:  # a peer may fail in any way
-            result.failure = describe(error)
-            self._console.print(f"{peer.name} failed: {result.failure}", markup=False)
+        for loads, caches in ((self._plan.plain_loads, False), (self._plan.cached_loads, True)):
+            try:
+                self._measure(peer, result, loads, caches=caches)
+            except Exception as error:  # a peer may fail in any way
+                self._note_failure(result, describe(error))
+
+    def _note_failure(self, result: EngineResult, reason: str) -> None:
+        """Keep the first reason: others follow from it."""
+        result.failure = result.failure or reason
+        self._console.print(f"  {result.name} failed: {reason}", markup=False)
 
     def _measure(
         self, peer: Peer, result: EngineResult, loads: Sequence[Load], *, caches: bool
@@ -117,16 +121,19 @@ class Comparison:
             ready_s = time.perf_counter() - start
             num_tokens = min(load.num_output_tokens for load in self._plan.loads)
             first = run_burst(engine, self._workload, pictures_load(1, num_tokens), _WARM_UP)
-            if result.cold_start_s is None:
-                result.cold_start_s = ready_s + first.requests[0].ttft_s
             with MemoryMeter(engine.groups) as memory:
                 load = pictures_load(_MEMORY_CONCURRENCY, num_tokens)
                 run_burst(engine, self._workload, load, _WARM_UP)
-            peak_bytes = sum(memory.peak.values())
-            result.peak_bytes = max(peak_bytes, result.peak_bytes or 0)
+            if result.cold_start_s is None:
+                result.cold_start_s = ready_s + first.requests[0].ttft_s
+                result.peak_bytes = sum(memory.peak.values())
             for repeat in range(self._plan.repeats):
                 for load in loads:
-                    burst = run_burst(engine, self._workload, load, repeat)
+                    try:
+                        burst = run_burst(engine, self._workload, load, repeat)
+                    except Exception as error:  # of one load; the others may do
+                        self._note_failure(result, f"{load.label}: {describe(error)}")
+                        continue
                     result.bursts.setdefault(load.label, []).append(burst)
                     self._console.print(
                         f"  {load.label}, {repeat + 1} of {self._plan.repeats}: "

@@ -107,12 +107,19 @@ def test_every_load_is_measured_and_caches_are_on_only_where_something_comes_aga
 
 
 def test_a_peer_that_fails_keeps_what_was_measured_and_says_why(run: Comparison):
-    engine = FakeEngine(max_calls=3)
-    run.measure(FakePeer(engine), None)
+    peer = FakePeer(FakeEngine(max_calls=3), FakeEngine())
+    run.measure(peer, None)
     (result,) = run._results.engines
-    assert list(result.bursts) == ["picture x1"]
+    assert list(result.bursts) == ["picture x1", "same picture x3"]
+    assert result.failure == "picture x8: RuntimeError: too / often"
+    assert all(engine.is_stopped for engine in peer._engines)
+
+
+def test_a_peer_that_does_not_start_says_why(run: Comparison):
+    run.measure(FakePeer(FakeEngine(max_calls=0)), None)
+    (result,) = run._results.engines
+    assert result.bursts == {}
     assert result.failure == "RuntimeError: too / often"
-    assert engine.is_stopped
 
 
 def test_a_peer_that_cannot_be_set_up_is_not_started(run: Comparison):
