@@ -174,7 +174,8 @@ def write_configs() -> None:
 builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
 builder += ["--input", str(checkpoint), "--output", str(folder), "--precision", "fp32"]
 builder += ["--execution_provider", "cpu", "--extra_options", "exclude_embeds=true"]
-subprocess.run(builder, check=True)
+# Not in this project's folder: the builder has a package of the same name as one of the project's.
+subprocess.run(builder, check=True, cwd=folder)
 model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
 export_vision(model.model.visual)
 export_embedding(model.get_input_embeddings().weight.detach().numpy())
