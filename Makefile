@@ -24,8 +24,8 @@ PACKAGES := builders python_backend openai_frontend triton_vlm
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-unit test-numpy2 test-page test-triton test-gpu check fix bench clean \
-	test-env chromium
+.PHONY: help install serve test test-unit test-numpy2 test-page test-triton test-gpu check fix bench bench-peers \
+	clean test-env chromium
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,11 @@ fix: test-env ## Format the code and fix what ruff can fix
 bench: test-env ## Measure tokens per second and latencies; BENCH_OPTIONS=--quick tries it out
 	@$(TEST_PYTHON) $(PIP_INSTALL) --requirement benchmarks/requirements.txt
 	$(TEST_PYTHON) -m benchmarks.run $(BENCH_OPTIONS)
+
+# The first time it makes an environment per peer and compiles llama.cpp.
+bench-peers: test-env ## Measure against vLLM, llama.cpp and others; BENCH_OPTIONS=--quick tries it out
+	@$(TEST_PYTHON) $(PIP_INSTALL) --requirement benchmarks/requirements.txt
+	$(TEST_PYTHON) -m benchmarks.peers.run $(BENCH_OPTIONS)
 
 clean: ## Remove the environments and caches; built models stay
 	rm -rf $(SERVE_ENV) $(TEST_ENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -41,9 +41,15 @@ class HuggingFaceEngine:
         self._preprocessor = Preprocessor(built)
         self._workload = Workload(tokenizer_file)
 
-    def run(self, load: Load, repeat: int) -> Burst:
-        """Answer the requests of one burst in turn; each one's clock starts when its turn comes."""
-        conversations = self._workload.conversations(load, repeat)
+    def run(self, load: Load, repeat: int, max_requests: int | None = None) -> Burst:
+        """Answer the requests of one burst in turn; each one's clock starts when its turn comes.
+
+        Args:
+            load: what is asked.
+            repeat: number of the burst.
+            max_requests: the first ones of the burst are answered; None for all.
+        """
+        conversations = self._workload.conversations(load, repeat)[:max_requests]
         with CpuMeter([os.getpgrp()], time.perf_counter) as cpu:
             start = time.perf_counter()
             answers = [self._answer(messages, load.num_output_tokens) for messages in conversations]

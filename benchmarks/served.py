@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import openai
-
+from benchmarks.client import Request, Server
 from benchmarks.processes import CpuMeter, MemoryMeter, command_of
-from benchmarks.summary import Burst, RequestTiming
-from benchmarks.workload import Load, Messages, Workload
+from benchmarks.summary import Burst
+from benchmarks.workload import Load, Workload
 from triton_vlm.stack import ServingStack
-
-_TIMEOUT_S = 1800.0
 
 
 class ServedEngine:
@@ -29,7 +24,8 @@ class ServedEngine:
         """
         self._stack = stack
         self._workload = workload
-        (self._model,) = (model["id"] for model in stack.proxy.models())
+        (model,) = (model["id"] for model in stack.proxy.models())
+        self._server = Server(base_url=stack.base_url, model=model)
 
     @property
     def groups(self) -> tuple[int, int]:
@@ -38,18 +34,21 @@ class ServedEngine:
 
     def run(self, load: Load, repeat: int) -> Burst:
         """Send one burst and wait for all answers."""
-        conversations = self._workload.conversations(load, repeat)
+        requests = [
+            Request(messages=messages, num_tokens=load.num_output_tokens)
+            for messages in self._workload.conversations(load, repeat)
+        ]
         with CpuMeter(self.groups, time.perf_counter) as cpu:
             start = time.perf_counter()
-            answers = asyncio.run(self._ask_all(conversations, load.num_output_tokens))
+            answers = self._server.ask(requests)
             wall_s = time.perf_counter() - start
         self._stack.check()
         return Burst(
-            requests=[timing for timing, _ in answers],
+            requests=[answer.timing for answer in answers],
             wall_s=wall_s,
             cpu_s=cpu.cpu_s,
             foreign_cpu_share=cpu.foreign_share,
-            texts=[text for _, text in answers],
+            texts=[answer.text for answer in answers],
         )
 
     def peak_memory(self, load: Load, repeat: int) -> dict[str, int]:
@@ -75,52 +74,3 @@ class ServedEngine:
         # A stub's first argument is its model's file: <model>/1/model.py.
         folder = Path(command_of(pid)[1]).parent.parent.name
         return folder.rpartition("-")[2] or "other"
-
-    async def _ask_all(
-        self, conversations: Sequence[Messages], num_tokens: int
-    ) -> list[tuple[RequestTiming, str]]:
-        async with openai.AsyncOpenAI(
-            base_url=self._stack.base_url,
-            api_key="unused",
-            max_retries=0,
-            timeout=_TIMEOUT_S,
-            # No proxy from the environment for an address on this machine.
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=False, timeout=_TIMEOUT_S),
-        ) as client:
-            tasks = [self._ask(client, messages, num_tokens) for messages in conversations]
-            return await asyncio.gather(*tasks)
-
-    async def _ask(
-        self, client: openai.AsyncOpenAI, messages: Messages, num_tokens: int
-    ) -> tuple[RequestTiming, str]:
-        start = time.perf_counter()
-        stream = await client.chat.completions.create(  # type: ignore[call-overload]  # plain dicts
-            model=self._model,
-            messages=messages,
-            max_tokens=num_tokens,
-            temperature=0,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True},
-        )
-        first_s = last_s = None
-        num_received = num_prompt_tokens = 0
-        texts: list[str] = []
-        async for chunk in stream:
-            if chunk.choices:
-                # The server sends its first chunk with the first token, even if that has no text.
-                last_s = time.perf_counter() - start
-                first_s = last_s if first_s is None else first_s
-                texts.append(chunk.choices[0].delta.content or "")
-            if chunk.usage is not None:
-                num_received = chunk.usage.completion_tokens
-                num_prompt_tokens = chunk.usage.prompt_tokens
-        if first_s is None or last_s is None or num_received != num_tokens:
-            raise RuntimeError(f"asked for {num_tokens} tokens, the server sent {num_received}")
-        timing = RequestTiming(
-            ttft_s=first_s,
-            total_s=last_s,
-            num_tokens=num_received,
-            num_prompt_tokens=num_prompt_tokens,
-        )
-        return timing, "".join(texts)

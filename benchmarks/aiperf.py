@@ -1,0 +1,85 @@
+"""AIPerf against the served stack: the same load, measured by somebody else's client.
+
+python -m benchmarks.aiperf            # the 0.5B-shaped checkpoint
+python -m benchmarks.aiperf --quick    # a tiny one
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.checkpoint import PRESETS, make_checkpoint
+from benchmarks.peers.own import TritonVlm
+from benchmarks.peers.peer import OFFLINE, Checkpoint
+from benchmarks.peers.work_folder import WorkFolder
+from benchmarks.workload import NUM_TEXT_TOKENS, PICTURE_SIZE
+from triton_vlm.stack import ServingStack
+
+_ROOT = Path(__file__).resolve().parent.parent
+_ROUNDS = 4
+"""Requests per place of the concurrency."""
+
+
+def profile(
+    python: Path, base_url: str, checkpoint: Path, concurrency: int, artifacts: Path
+) -> None:
+    """Run AIPerf, which prints its table and writes its files.
+
+    Args:
+        python: of its environment.
+        base_url: of the OpenAI API.
+        checkpoint: its folder, for the tokenizer; its name is the model's.
+        concurrency: requests under way together.
+        artifacts: folder for its files.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    size, tokens = str(PICTURE_SIZE), str(NUM_TEXT_TOKENS)
+    command = [python.parent / "aiperf", "profile", "--model", checkpoint.name]
+    command += ["--url", base_url.removesuffix("/v1"), "--endpoint-type", "chat", "--streaming"]
+    command += ["--tokenizer", checkpoint, "--artifact-dir", artifacts, "--ui", "none"]
+    command += ["--concurrency", str(concurrency), "--request-count", str(_ROUNDS * concurrency)]
+    command += ["--synthetic-input-tokens-mean", tokens, "--synthetic-input-tokens-stddev", "0"]
+    command += ["--output-tokens-mean", tokens, "--output-tokens-stddev", "0"]
+    command += ["--image-width-mean", size, "--image-width-stddev", "0"]
+    command += ["--image-height-mean", size, "--image-height-stddev", "0"]
+    command += ["--image-format", "jpeg", "--extra-inputs", "ignore_eos:true"]
+    command += ["--extra-inputs", "temperature:0", "--no-gpu-telemetry", "--no-server-metrics"]
+    subprocess.run([str(part) for part in command], env={**os.environ, **OFFLINE}, check=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Make everything that is missing, start the stack and ask it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.aiperf",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="a tiny checkpoint")
+    parser.add_argument("--concurrency", type=int, default=8, help="default: 8")
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=_ROOT / "build" / "benchmarks" / "peers",
+        help="keeps environment and model (default: build/benchmarks/peers)",
+    )
+    arguments = parser.parse_args(argv)
+    work = WorkFolder(arguments.work_dir.resolve())
+    preset = PRESETS["tiny" if arguments.quick else "05b"]
+    folder = make_checkpoint(preset, work.root / "checkpoints")
+    own = TritonVlm(work, Checkpoint(folder, "fp32", len(os.sched_getaffinity(0))))
+    own.set_up()
+    python = work.environment("aiperf")
+    logs = work.logs / "aiperf"
+    with ServingStack(own.repository, folder.name, log_dir=logs) as stack:
+        profile(python, stack.base_url, folder, arguments.concurrency, work.root / "aiperf")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
