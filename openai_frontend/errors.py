@@ -125,6 +125,7 @@ _SERVER_ERROR = (500, "server_error")
 # All codes of `InvalidRequestError`, whoever raises it.
 INVALID_REQUEST_CODES = (
     *("invalid_json", "invalid_type", "invalid_value", "missing_required_parameter"),
+    "invalid_function_parameters",
     *("unknown_parameter", "unsupported_parameter", "unsupported_value"),
     *("context_length_exceeded", "rate_limit_exceeded"),
     *("invalid_image_url", "failed_to_download_image", "image_file_not_found"),

@@ -153,8 +153,8 @@ class Detokenizer:
 class ReasoningText:
     """The text of the reasoning, token by token, without white space at its beginning and its end."""
 
-    def __init__(self, token_text: TokenText) -> None:
-        self._stream = token_text.stream()
+    def __init__(self, token_text: TokenText, params: SamplingParams) -> None:
+        self._stream = token_text.stream(skip_special_tokens=params.skip_special_tokens)
         self._has_begun = False
         self._white_space = ""
 

@@ -154,7 +154,7 @@ class Engine:
         return _ChoiceState(
             sampler,
             Detokenizer(self.token_text, request.params),
-            ReasoningText(self.token_text),
+            ReasoningText(self.token_text, request.params),
             trims_answer=grammar is None or grammar.kind == "tool_calls",
         )
 
