@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.checkpoint import PRESETS, make_checkpoint
 from benchmarks.peers.own import TritonVlm
-from benchmarks.peers.peer import OFFLINE, Checkpoint
+from benchmarks.peers.peer import Checkpoint
 from benchmarks.peers.work_folder import WorkFolder
 from benchmarks.workload import NUM_TEXT_TOKENS, PICTURE_SIZE
 from triton_vlm.stack import ServingStack
@@ -49,9 +49,12 @@ def profile(
     command += ["--output-tokens-mean", tokens, "--output-tokens-stddev", "0"]
     command += ["--image-width-mean", size, "--image-width-stddev", "0"]
     command += ["--image-height-mean", size, "--image-height-stddev", "0"]
-    command += ["--image-format", "jpeg", "--extra-inputs", "ignore_eos:true"]
+    command += ["--image-format", "png", "--extra-inputs", "ignore_eos:true"]
     command += ["--extra-inputs", "temperature:0", "--no-gpu-telemetry", "--no-server-metrics"]
-    subprocess.run([str(part) for part in command], env={**os.environ, **OFFLINE}, check=True)
+    # Random tokens are no text that gives the same number of tokens again.
+    command.append("--use-server-token-count")
+    # Not told to be offline: then it takes no tokenizer from a folder.
+    subprocess.run([str(part) for part in command], check=True)
 
 
 def main(argv: Sequence[str]) -> None:

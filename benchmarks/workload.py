@@ -28,7 +28,6 @@ NUM_SYSTEM_TOKENS = 1000
 Shared = Literal["picture", "system prompt"]
 """What all requests of a burst have in common."""
 
-_JPEG_QUALITY = 90
 _GRID_SIZE = 14
 _NOISE = 12
 _WORDS = (
@@ -189,7 +188,7 @@ class Workload:
         parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
         if picture_seed is not None:
             data = base64.b64encode(make_picture(picture_seed)).decode()
-            url = f"data:image/jpeg;base64,{data}"
+            url = f"data:image/png;base64,{data}"
             parts.insert(0, {"type": "image_url", "image_url": {"url": url}})
         return {"role": "user", "content": parts}
 
@@ -204,7 +203,10 @@ class Workload:
 
 
 def make_picture(seed: Sequence[int]) -> bytes:
-    """A JPEG of `PICTURE_SIZE` squared: soft colours with some noise, so that no two look alike."""
+    """A PNG of `PICTURE_SIZE` squared: soft colours with some noise, so that no two look alike.
+
+    Not a JPEG: decoders differ in its pixels, and with random weights that changes answers.
+    """
     random = np.random.default_rng(seed)
     grid = random.integers(0, 256, (_GRID_SIZE, _GRID_SIZE, 3), dtype=np.uint8)
     shape = (PICTURE_SIZE, PICTURE_SIZE)
@@ -212,5 +214,5 @@ def make_picture(seed: Sequence[int]) -> bytes:
     noisy = soft + random.integers(-_NOISE, _NOISE + 1, soft.shape)
     buffer = io.BytesIO()
     image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-    image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    image.save(buffer, "PNG")
     return buffer.getvalue()

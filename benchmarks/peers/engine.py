@@ -17,6 +17,7 @@ import httpx
 from benchmarks.client import Answer, Request, Server
 from benchmarks.summary import RequestTiming
 from triton_vlm.child_process import TAIL_LINES, ChildProcess
+from triton_vlm.launch_error import LaunchError
 from triton_vlm.ports import LOOPBACK, free_ports
 from triton_vlm.readiness import wait_until
 from triton_vlm.stack import ServingStack
@@ -138,7 +139,7 @@ class ProgramEngine(Engine):
         logs: folder for its log.
 
     Raises:
-        RuntimeError: it ended before it was ready.
+        LaunchError: it ended before it was ready.
     """
 
     def __init__(
@@ -212,7 +213,7 @@ class ProgramEngine(Engine):
         if not line:
             text = self._log_path.read_text(encoding="utf-8", errors="replace")
             tail = "\n".join(text.splitlines()[-TAIL_LINES:])
-            raise RuntimeError(f"{self._name} ended; the end of its log:\n{tail}")
+            raise LaunchError(f"{self._name} ended", log_path=self._log_path, log_tail=tail)
         return json.loads(line)
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ from benchmarks.peers.peer import MAX_MODEL_LEN, OFFLINE, Peer
 from triton_vlm.stack import ServingStack
 
 PROGRAMS = Path(programs.__file__).parent
+_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class TritonVlm(Peer):
@@ -57,7 +58,8 @@ class Offline(TritonVlm):
         return ProgramEngine(
             self.name,
             [sys.executable, PROGRAMS / "answer_offline.py", folder],
-            env=OFFLINE,
+            # This checkout, whatever the environment has installed.
+            env={**OFFLINE, "PYTHONPATH": str(_ROOT)},
             prompt=self._checkpoint.prompt,
             text=self._checkpoint.text,
             logs=self._work.logs,

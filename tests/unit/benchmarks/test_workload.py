@@ -52,7 +52,7 @@ def test_question_has_exactly_the_promised_tokens(workload: Workload):
 
 def test_picture_has_the_promised_size():
     with Image.open(io.BytesIO(make_picture([1, 2]))) as image:
-        assert (image.format, image.size) == ("JPEG", (PICTURE_SIZE, PICTURE_SIZE))
+        assert (image.format, image.size) == ("PNG", (PICTURE_SIZE, PICTURE_SIZE))
 
 
 def test_questions_about_one_picture_have_one_picture_per_burst(workload: Workload):

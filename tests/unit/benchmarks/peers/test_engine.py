@@ -8,6 +8,7 @@ import pytest
 from benchmarks.client import Request
 from benchmarks.peers.engine import ProgramEngine
 from benchmarks.peers.own import PROGRAMS
+from triton_vlm.launch_error import LaunchError
 
 PROGRAM = f"""
 import sys
@@ -68,5 +69,6 @@ def test_an_answer_of_another_length_is_refused(tmp_path: Path):
 
 
 def test_a_program_that_ends_says_why(tmp_path: Path):
-    with pytest.raises(RuntimeError, match="no such model"):
+    with pytest.raises(LaunchError, match="program ended") as caught:
         start(tmp_path, "raise SystemExit('no such model')")
+    assert caught.value.log_tail == "no such model"
