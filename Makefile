@@ -38,10 +38,19 @@ serve: export PYTHONDONTWRITEBYTECODE =
 serve: $(SERVE_ENV)/installed ## Build the default model (or MODEL=...) and serve it on PORT=9000
 	@exec $(SERVE_ENV)/bin/triton-vlm serve --port "$(PORT)" $(SERVE_OPTIONS) $(if $(MODEL),"$(MODEL)")
 
-# Another TEST_PYTHON has one NumPy, its own.
-test: $(if $(filter $(TEST_ENV)/%,$(TEST_PYTHON)),test-numpy2)
+# Another TEST_PYTHON has one NumPy, its own. Both runs keep about one core busy, so they go side by side.
 test: test-env chromium ## Run the whole test suite, and what computes on NumPy 2 too
+ifeq ($(TEST_PYTHON),$(TEST_ENV)/bin/python)
+	@mkdir -p build
+	@$(MAKE) --no-print-directory test-numpy2 >build/test-numpy2.log 2>&1 & other=$$!; \
+	trap 'kill $$other' INT TERM; \
+	$(TEST_PYTHON) -m pytest $(PYTEST_OPTIONS); status=$$?; \
+	echo "And on NumPy 2 (build/test-numpy2.log):"; \
+	wait $$other || { status=1; cat build/test-numpy2.log; }; \
+	tail -n 1 build/test-numpy2.log; exit $$status
+else
 	$(TEST_PYTHON) -m pytest $(PYTEST_OPTIONS)
+endif
 
 test-unit: test-env ## Run the unit tests only
 	$(TEST_PYTHON) -m pytest tests/unit $(PYTEST_OPTIONS)
