@@ -160,6 +160,7 @@ def _decoder(manifest: Manifest) -> str:
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
         "max_cuda_graphs": str(config.max_cuda_graphs),
     }
+    on_cpu = {"max_draft_tokens": str(config.max_draft_tokens)}
     embeds = map(_with_batch_axis, _embeds(manifest))
     inputs = (*_tokens(manifest), _HASHES, *embeds, _SAMPLING, _CANCEL)
     return (
@@ -177,7 +178,7 @@ def _decoder(manifest: Manifest) -> str:
                 "max_waiting": str(config.max_waiting),
                 "num_threads": str(config.num_threads),
                 "prefix_cache": json.dumps(config.prefix_cache),
-                **({} if manifest.engine == "onnxruntime" else on_gpu),
+                **(on_cpu if manifest.engine == "onnxruntime" else on_gpu),
             }
         )
     )

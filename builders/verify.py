@@ -223,7 +223,7 @@ class _CaseRunner:
             rows = [self._step(ids, positions[:, start:stop], start, images)]
         for step, token in enumerate(tokens[:-1]):
             position = np.full((len(positions), 1), int(positions.max()) + 1 + step)
-            images = self._images.decode([prompt])
+            images = self._images.decode([prompt], num_tokens=1)
             rows.append(self._step(np.array([token]), position, num_prompt + step, images))
         return np.stack(rows)
 

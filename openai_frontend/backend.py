@@ -47,6 +47,8 @@ class Usage:
         image_tokens: those of the prompt tokens that stand for images.
         cached_tokens: those of the prompt tokens that were reused from the KV cache.
         reasoning_tokens: those of the completion tokens that are reasoning.
+        draft_tokens: tokens that the engine guessed for the choice.
+        accepted_draft_tokens: how many of them were right, and so cost no step of their own.
     """
 
     prompt_tokens: int
@@ -54,6 +56,8 @@ class Usage:
     image_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

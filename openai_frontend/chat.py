@@ -365,6 +365,8 @@ class _Tally:
             self.record.prompt_tokens = usage.prompt_tokens
             self.record.completion_tokens = usage.completion_tokens
             self.record.cached_tokens = usage.cached_tokens
+            self.record.draft_tokens = usage.draft_tokens
+            self.record.accepted_draft_tokens = usage.accepted_draft_tokens
             self.record.num_choices = len(self._usages)
 
     def check_complete(self) -> None:
@@ -380,13 +382,16 @@ class _Tally:
 
     def usage(self) -> Usage:
         """Tokens of the request: one prompt, all choices that have ended."""
-        first = next(iter(self._usages.values()))
+        usages = self._usages.values()
+        first = next(iter(usages))
         return Usage(
             prompt_tokens=first.prompt_tokens,
-            completion_tokens=sum(usage.completion_tokens for usage in self._usages.values()),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
             image_tokens=first.image_tokens,
             cached_tokens=first.cached_tokens,
-            reasoning_tokens=sum(usage.reasoning_tokens for usage in self._usages.values()),
+            reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+            draft_tokens=sum(usage.draft_tokens for usage in usages),
+            accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in usages),
         )
 
 

@@ -46,6 +46,16 @@ class Metrics:
             "Prompt tokens that were in the KV cache of an earlier request.",
             registry=registry,
         )
+        self._draft_tokens = Counter(
+            _PREFIX + "draft_tokens",
+            "Tokens that the engine guessed and computed with the one before.",
+            registry=registry,
+        )
+        self._accepted_draft_tokens = Counter(
+            _PREFIX + "accepted_draft_tokens",
+            "Guessed tokens that were right: each saved a step.",
+            registry=registry,
+        )
         self._time_to_first_token = histogram(
             "time_to_first_token_seconds",
             "From the arrival of the request to its first token.",
@@ -80,6 +90,8 @@ class Metrics:
         self._prompt_tokens.inc(record.prompt_tokens)
         self._generation_tokens.inc(record.completion_tokens)
         self._prefix_cache_hits.inc(record.cached_tokens)
+        self._draft_tokens.inc(record.draft_tokens)
+        self._accepted_draft_tokens.inc(record.accepted_draft_tokens)
         if record.time_to_first_token_s is not None:
             self._time_to_first_token.observe(record.time_to_first_token_s)
         if record.time_per_output_token_s is not None:

@@ -43,6 +43,8 @@ class RequestRecord:
         prompt_tokens: of the request, counted once for all choices.
         completion_tokens: of all choices.
         cached_tokens: those of the prompt tokens that were in the KV cache.
+        draft_tokens: tokens that the engine guessed.
+        accepted_draft_tokens: how many of them were right.
         num_choices: choices that ended.
         num_prompt_tokens_estimated: of the prompt, before it was tokenized.
         num_reserved_tokens: taken from the quota of the key until the end.
@@ -58,6 +60,8 @@ class RequestRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
     num_choices: int = 1
     num_prompt_tokens_estimated: int = 0
     num_reserved_tokens: int = 0

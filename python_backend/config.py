@@ -23,6 +23,8 @@ class EngineConfig:
         max_cuda_graphs: sizes of decode steps that a GPU replays instead of launching their kernels one by
             one; 0 for none.
         prefix_cache: whether rows of the KV cache keep what they hold for prompts that begin alike.
+        max_draft_tokens: tokens that a decode step with drafts may compute, the next one of each choice and
+            padding included; 0 for no drafts. Only with ONNX Runtime.
     """
 
     max_num_seqs: int = 16
@@ -33,6 +35,7 @@ class EngineConfig:
     max_encoder_patches: int = 1024
     max_cuda_graphs: int = 64
     prefix_cache: bool = True
+    max_draft_tokens: int = 8
 
     def __post_init__(self) -> None:
         for name in (
@@ -43,7 +46,7 @@ class EngineConfig:
         ):
             if getattr(self, name) < 1:
                 raise BundleError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("num_threads", "encoder_cache_bytes", "max_cuda_graphs"):
+        for name in ("num_threads", "encoder_cache_bytes", "max_cuda_graphs", "max_draft_tokens"):
             if getattr(self, name) < 0:
                 raise BundleError(f"{name} is {getattr(self, name)}; it must not be negative")
 

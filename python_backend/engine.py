@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from python_backend.families.base import PreparedPrompt
 from python_backend.model_runner import ModelRunner
 from python_backend.prompt_key import PromptKey
 from python_backend.prompt_logprobs import MAX_CHUNK_TOKENS, prompt_logprobs
+from python_backend.prompt_lookup import PromptLookup, propose
 from python_backend.reasoning import Reasoning, ReasoningTokens
 from python_backend.request import GenerationRequest, RequestFailure, RequestOutput, Usage
 from python_backend.sampler import Sampler
@@ -25,7 +26,7 @@ from python_backend.token_text import TokenText
 
 @dataclass(slots=True)
 class _ChoiceState:
-    """What a choice needs beside its cache row: randomness and penalties, text of answer and reasoning.
+    """What a choice needs beside its cache row: randomness, penalties, text of answer and reasoning, drafts.
 
     White space between the two belongs to neither, unless a grammar says how the answer begins.
     """
@@ -34,6 +35,7 @@ class _ChoiceState:
     detokenizer: Detokenizer
     reasoning_text: ReasoningText
     trims_answer: bool
+    lookup: PromptLookup
 
 
 @dataclass(slots=True)
@@ -62,6 +64,8 @@ class Engine:
         eos_token_ids: tokens that end an answer.
         reasoning_tokens: tokens around the model's reasoning, if it has any.
         prefix_cache: whether prompts take over what rows hold of earlier ones that begin alike.
+        max_draft_tokens: tokens that a decode step with drafts may compute, the next one of each choice and
+            padding included; 0 for no drafts, and unless the runner `gives_many_logits`.
     """
 
     def __init__(
@@ -73,12 +77,14 @@ class Engine:
         reasoning_tokens: ReasoningTokens | None = None,
         *,
         prefix_cache: bool = True,
+        max_draft_tokens: int = 0,
     ) -> None:
         self.scheduler = scheduler
         self._runner = runner
         self.token_text = token_text
         self._eos_token_ids = frozenset(eos_token_ids)
         self._prefix_cache = prefix_cache
+        self._max_draft_tokens = max_draft_tokens
         self._reasoning_tokens = reasoning_tokens
         self._sampler = Sampler()
         self._plan: StepPlan | None = None
@@ -99,7 +105,7 @@ class Engine:
             OverloadedError: too many requests wait already.
         """
         self._runner.check(request)
-        if request.params.prompt_logprobs is not None and not self._runner.can_score_prompts:
+        if request.params.prompt_logprobs is not None and not self._runner.gives_many_logits:
             raise InvalidRequestError(
                 "this model's engine gives no log probabilities of prompt tokens: leave "
                 "prompt_logprobs out, or ask a model that ONNX Runtime serves",
@@ -156,7 +162,15 @@ class Engine:
             Detokenizer(self.token_text, request.params),
             ReasoningText(self.token_text, request.params),
             trims_answer=grammar is None or grammar.kind == "tool_calls",
+            lookup=self._new_lookup(request.prompt, choice.request.max_tokens),
         )
+
+    def _new_lookup(self, prompt: PreparedPrompt, max_tokens: int) -> PromptLookup:
+        token_ids = prompt.token_ids
+        # Neither can be in an answer: tokens that stand for images, and those that have no logit.
+        is_other = (prompt.image_index >= 0) | (token_ids >= self._runner.vocab_size)
+        unlike_all = -1 - np.arange(len(token_ids))
+        return PromptLookup(np.where(is_other, unlike_all, token_ids), max_tokens)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request; its slots are free at the next step. False if it is not here."""
@@ -167,37 +181,76 @@ class Engine:
         return True
 
     def abort_step(self) -> list[str]:
-        """Drop the requests of a step that raised; their ids."""
+        """Drop the requests of a step that raised; their ids, and those that it ended before it raised."""
         if self._plan is None:
             return []
         requests = self.scheduler.abort_step(self._plan)
         for request in requests:
             self._forget(request)
-        return [request.request_id for request in requests]
+        computed = [choice.request for choice in self._plan.choices]
+        return list(dict.fromkeys(request.request_id for request in [*requests, *computed]))
 
     def step(self) -> list[RequestOutput | RequestFailure]:
-        """Compute one chunk of a prompt, or one token of every running choice; what is new of it.
+        """Compute one chunk of a prompt, or the next token of every running choice; what is new of it.
 
-        A request whose grammar can no longer be followed fails alone.
+        Of a choice whose tokens were guessed, several may be new. A request whose grammar can no longer be
+        followed fails alone.
         """
         plan = self._plan = self.scheduler.schedule()
         if plan is None:
             return []
-        tokens = self._sample(plan, self._runner.run(plan))
-        self.scheduler.update(plan, [token.token_id for token in tokens])
-        outputs: list[RequestOutput | RequestFailure] = self._prompt_outputs(plan)
-        for choice, token in zip(plan.choices, tokens, strict=True):
-            state = self._states.get(choice)
-            if state is None:  # its request has just failed
-                continue
-            constraint = state.sampler.constraint
-            if constraint is not None and constraint.error:
-                outputs.append(self._fail(choice, constraint.error))
-            else:
-                outputs.append(self._output(choice, token))
-        return outputs
+        logits = self._runner.run(plan, self._drafts(plan))
+        self.scheduler.update(plan)
+        return [*self._prompt_outputs(plan), *self._answers(plan.choices, logits)]
 
-    def _prompt_outputs(self, plan: StepPlan) -> list[RequestOutput | RequestFailure]:
+    def _drafts(self, plan: StepPlan) -> list[list[int]]:
+        """Guesses of what follows the next token of each choice; none where they would not pay."""
+        choices = plan.choices
+        if plan.kind != "decode" or 2 * len(choices) > self._max_draft_tokens:
+            return [[] for _ in choices]
+        # Every row is written as far as the longest draft.
+        longest_row = max(choice.num_computed_tokens for choice in choices)
+        room = self.scheduler.max_model_len - longest_row - 1
+        max_length = min(room, self._max_draft_tokens // len(choices) - 1)
+        lookups = [self._states[choice].lookup for choice in choices]
+        # Behind the last token that it may have no choice needs logits.
+        return propose(lookups, [min(max_length, c.num_tokens_left - 1) for c in choices])
+
+    def _answers(
+        self, choices: Sequence[Choice], logits: Array
+    ) -> list[RequestOutput | RequestFailure]:
+        """What the logits [R, L, V] of a step make of its choices.
+
+        Each token is chosen as if it were the only one of the step. Where it is the one that was guessed, the
+        logits behind the guess are those that the next step would have computed, and the choice goes on.
+        """
+        outputs: dict[Choice, RequestOutput] = {}
+        failures = []
+        rows = list(range(len(choices)))
+        for place in range(logits.shape[1]):
+            of_place = logits[:, place] if len(rows) == len(choices) else logits[rows, place]
+            tokens, goes_on = self._sample([choices[row] for row in rows], of_place)
+            for row, token in zip(rows, tokens, strict=True):
+                choice = choices[row]
+                state = self._states.get(choice)
+                if state is None:  # its request has just failed
+                    continue
+                constraint = state.sampler.constraint
+                if constraint is not None and constraint.error:
+                    failures.append(self._fail(choice, constraint.error))
+                    continue
+                output = self._output(choice, token)
+                # Its place is that of its last token: what ends a request stays behind its other choices.
+                earlier = outputs.pop(choice, None)
+                outputs[choice] = earlier.merge(output) if earlier else output
+            rows = [
+                row
+                for row, goes in zip(rows, goes_on, strict=True)
+                if goes and choices[row].finish_reason is None
+            ]
+        return [*outputs.values(), *failures]
+
+    def _prompt_outputs(self, plan: StepPlan) -> list[RequestOutput]:
         """What a step tells of a prompt whose log probabilities are asked for."""
         logits = self._runner.prompt_logits
         if plan.request is None or logits is None:
@@ -219,15 +272,19 @@ class Engine:
         )
         return RequestFailure(request_id, error)
 
-    def _sample(self, plan: StepPlan, logits: Array) -> list[SampledToken]:
-        if not plan.choices:
-            return []
-        states = [self._states[choice].sampler for choice in plan.choices]
-        tokens = self._sampler.sample(logits, states)
-        for choice, state, token in zip(plan.choices, states, tokens, strict=True):
-            state.append(token.token_id)
+    def _sample(
+        self, choices: Sequence[Choice], logits: Array
+    ) -> tuple[list[SampledToken], list[bool]]:
+        """The next token of each choice, and whether it was guessed."""
+        states = [self._states[choice] for choice in choices]
+        tokens = self._sampler.sample(logits, [state.sampler for state in states])
+        were_guessed = []
+        for choice, state, token in zip(choices, states, tokens, strict=True):
+            state.sampler.append(token.token_id)
+            were_guessed.append(state.lookup.append(token.token_id))
             self._runner.append(choice, token.token_id)
-        return tokens
+            self.scheduler.append(choice, token.token_id)
+        return tokens, were_guessed
 
     def _output(self, choice: Choice, token: SampledToken) -> RequestOutput:
         state = self._states[choice]
@@ -311,13 +368,16 @@ class Engine:
 
     def _usage(self, choice: Choice) -> Usage:
         request = choice.request
-        reasoning = self._states[choice].sampler.reasoning
+        state = self._states[choice]
+        reasoning = state.sampler.reasoning
         return Usage(
             request.num_prompt_tokens,
             choice.num_output_tokens,
             self._requests[request.request_id].prompt.num_image_tokens,
             request.num_cached_tokens,
             reasoning_tokens=0 if reasoning is None else reasoning.num_tokens,
+            draft_tokens=state.lookup.num_drafted,
+            accepted_draft_tokens=state.lookup.num_accepted,
         )
 
     def _forget(self, request: Request) -> None:

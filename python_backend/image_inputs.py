@@ -32,8 +32,8 @@ class ImageInputs(ABC):
         """Feeds for the prompt's tokens `start` to `stop`, which are computed in cache row `slot`."""
 
     @abstractmethod
-    def decode(self, prompts: Sequence[PreparedPrompt]) -> dict[str, Array]:
-        """Feeds for one generated token in each of the first rows, whose prompts these are."""
+    def decode(self, prompts: Sequence[PreparedPrompt], num_tokens: int) -> dict[str, Array]:
+        """Feeds for `num_tokens` generated tokens in each of the first rows, whose prompts these are."""
 
 
 def image_inputs(
@@ -76,8 +76,9 @@ class MergedEmbeds(ImageInputs):
             "image_embeds": embeds if len(embeds) else self._none,
         }
 
-    def decode(self, prompts: Sequence[PreparedPrompt]) -> dict[str, Array]:
-        return {"image_index": np.full((len(prompts), 1), -1), "image_embeds": self._none}
+    def decode(self, prompts: Sequence[PreparedPrompt], num_tokens: int) -> dict[str, Array]:
+        image_index = np.full((len(prompts), num_tokens), -1)
+        return {"image_index": image_index, "image_embeds": self._none}
 
 
 class CrossAttention(ImageInputs):
@@ -135,8 +136,8 @@ class CrossAttention(ImageInputs):
                 self._runtime.run({"image_embeds": embeds}, self._cache.view(slot, slot + 1))
         return self._feeds(slot, [_seen(prompt)[start:stop]])
 
-    def decode(self, prompts: Sequence[PreparedPrompt]) -> dict[str, Array]:
-        return self._feeds(0, [_seen(prompt)[-1:] for prompt in prompts])
+    def decode(self, prompts: Sequence[PreparedPrompt], num_tokens: int) -> dict[str, Array]:
+        return self._feeds(0, [_seen(prompt)[-1:].repeat(num_tokens, axis=0) for prompt in prompts])
 
     def _feeds(self, first_row: int, ranges: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         lengths = self._cache.cross_lengths(first_row, first_row + len(ranges))

@@ -92,6 +92,7 @@ def load_engine(model: ModelFolder, config: EngineConfig) -> Engine:
         manifest.eos_token_ids,
         _reasoning_tokens(tokenizer, manifest.reasoning_marks),
         prefix_cache=config.prefix_cache,
+        max_draft_tokens=config.max_draft_tokens if runner.gives_many_logits else 0,
     )
 
 

@@ -5,6 +5,7 @@ Dimension letters: B rows, S tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,8 @@ class ModelRunner:
         return self._runtime.array_module
 
     @property
-    def can_score_prompts(self) -> bool:
-        """Whether the graph's engine gives the logits that `prompt_logits` needs."""
+    def gives_many_logits(self) -> bool:
+        """Whether the graph's engine gives the logits that `prompt_logits` and drafts need."""
         return self._runtime.gives_many_logits
 
     @property
@@ -133,18 +134,25 @@ class ModelRunner:
         """Record the sampled token, which is fed at the choice's next step."""
         self._requests[choice.request.request_id].last_tokens[choice.index] = token_id
 
-    def run(self, plan: StepPlan) -> Array:
-        """Logits float32 [len(plan.choices), V] of the step's next tokens, where the graph computes.
+    def run(self, plan: StepPlan, drafts: Sequence[Sequence[int]]) -> Array:
+        """Compute a step.
 
-        Valid until the next run.
+        Args:
+            plan: what to compute.
+            drafts: of a decode step, tokens behind the next one of each choice, as guesses. There is room for
+                the longest of them in every row: where a draft is shorter, the row is written all the same.
+
+        Returns:
+            float32 [len(plan.choices), L, V], where the graph computes: logits of each choice's next token,
+            and of those behind each token of the longest draft. Valid until the next run.
         """
         for copy in plan.copies:
             self._cache.copy_row(copy.source, copy.target, copy.num_tokens, copy.num_back)
         if plan.kind == "decode":
-            return self._decode(plan.choices)
+            return self._decode(plan.choices, drafts)
         logits = self._prefill(plan)
         # All choices of a request start from the same distribution.
-        return self.array_module.repeat(logits, len(plan.choices), axis=0)
+        return self.array_module.repeat(logits[None], len(plan.choices), axis=0)
 
     def _prefill(self, plan: StepPlan) -> Array:
         assert plan.request is not None
@@ -171,10 +179,13 @@ class ModelRunner:
         self.prompt_logits = logits[:-1] if request.scores_prompt else None
         return logits[-1:]
 
-    def _decode(self, choices: tuple[Choice, ...]) -> Array:
-        num_rows = len(choices)
+    def _decode(self, choices: tuple[Choice, ...], drafts: Sequence[Sequence[int]]) -> Array:
+        num_rows, num_tokens = len(choices), 1 + max(map(len, drafts))
         rows = [self._requests[choice.request.request_id] for choice in choices]
-        tokens = [row.last_tokens[c.index] for row, c in zip(rows, choices, strict=True)]
+        # A row's tokens behind its draft are nobody's: what they write is written again before it is read.
+        input_ids = np.zeros((num_rows, num_tokens), np.int64)
+        for ids, row, choice, draft in zip(input_ids, rows, choices, drafts, strict=True):
+            ids[: 1 + len(draft)] = [row.last_tokens[choice.index], *draft]
         starts = np.array([choice.num_computed_tokens for choice in choices])
         positions = np.array(
             [
@@ -182,18 +193,19 @@ class ModelRunner:
                 for row, c in zip(rows, choices, strict=True)
             ]
         )
+        places = np.arange(num_tokens)
         num_axes = rows[0].prompt.position_ids.shape[0]
         feeds = {
-            "input_ids": np.array(tokens)[:, None],
+            "input_ids": input_ids,
             "position_ids": self._positions(
-                np.broadcast_to(positions[None, :, None], (num_axes, num_rows, 1))
+                np.broadcast_to(positions[:, None] + places, (num_axes, num_rows, num_tokens))
             ),
             "write_indices": starts,
-            "kv_lengths": (starts + 1).astype(np.int32),
-            "logits_index": np.zeros((num_rows, 1), np.int64),
-            **self._images.decode([row.prompt for row in rows]),
+            "kv_lengths": (starts + num_tokens).astype(np.int32),
+            "logits_index": np.tile(places, (num_rows, 1)),
+            **self._images.decode([row.prompt for row in rows], num_tokens),
         }
-        return self._runtime.run(feeds, self._cache.view(0, num_rows))["logits"][:, 0]
+        return self._runtime.run(feeds, self._cache.view(0, num_rows))["logits"]
 
     def _positions(self, positions: np.ndarray) -> np.ndarray:
         """[axes, B, S] as the graph takes it: without the axis if it has only one."""

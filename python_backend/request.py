@@ -45,6 +45,8 @@ class Usage:
         image_tokens: how many of the prompt tokens stand for images.
         cached_tokens: prompt tokens that were not computed because a cache row already held them.
         reasoning_tokens: how many of the completion tokens are the model's reasoning, marks included.
+        draft_tokens: tokens that were guessed, and computed together with the one before.
+        accepted_draft_tokens: how many of them the model chose.
     """
 
     prompt_tokens: int
@@ -52,6 +54,8 @@ class Usage:
     image_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """In-flight batching (also called continuous batching): which tokens are computed in each step.
 
 Pure bookkeeping over integers: no tensor, thread, clock or I/O. Each step is either one chunk of
-one prompt ("prefill") or one token of every running choice ("decode"); the two alternate while both
+one prompt ("prefill") or the next token of every running choice ("decode"); the two alternate while both
 have work, so a long prompt cannot stall the streams that run and the streams cannot starve a
-prompt.
+prompt. A decode step that also computes tokens which were guessed may give a choice several tokens.
 
 A running choice holds one slot, a row of the KV cache. Slots are kept compact:
 
@@ -17,7 +17,6 @@ free rows hold is kept for prompts that begin alike: see `prefix_cache`.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -58,8 +57,13 @@ class Choice:
         return len(self.output_token_ids)
 
     @property
+    def num_tokens_left(self) -> int:
+        """Tokens that may still be sampled."""
+        return self.request.max_tokens - self.num_output_tokens
+
+    @property
     def num_computed_tokens(self) -> int:
-        """Tokens whose keys and values are in the cache."""
+        """Tokens whose keys and values are in the cache; behind them it may hold guesses that were wrong."""
         return self.request.num_computed_tokens + max(self.num_output_tokens - 1, 0)
 
 
@@ -367,25 +371,24 @@ class Scheduler:
         is_copied = prefix.num_tokens > 0 and prefix.slot != slot
         return [RowCopy(prefix.slot, slot, prefix.num_tokens)] if is_copied else []
 
-    def update(self, plan: StepPlan, token_ids: Sequence[int]) -> None:
-        """Record what the step computed.
-
-        Args:
-            plan: as `schedule` returned it.
-            token_ids: the sampled token of each of `plan.choices`.
-        """
+    def update(self, plan: StepPlan) -> None:
+        """Record that a step was computed; the tokens sampled from its logits follow by `append`."""
         if plan.request is not None and plan.request is self._prefilling:
             plan.request.num_computed_tokens += plan.num_scheduled_tokens
             if plan.choices:
                 self._prefilling, self._fresh = None, list(plan.choices)
-        for choice, token_id in zip(plan.choices, token_ids, strict=True):
-            if choice.finish_reason is not None:
-                continue
-            choice.output_token_ids.append(token_id)
-            if token_id in choice.request.stop_token_ids:
-                self.finish(choice, FinishReason.STOP)
-            elif choice.num_output_tokens >= choice.request.max_tokens:
-                self.finish(choice, FinishReason.LENGTH)
+
+    def append(self, choice: Choice, token_id: int) -> None:
+        """Record a token of a choice that has not ended: one each step, or several if they were guessed.
+
+        A stop token ends the choice, and so does the last token that `max_tokens` allows.
+        """
+        assert choice.finish_reason is None
+        choice.output_token_ids.append(token_id)
+        if token_id in choice.request.stop_token_ids:
+            self.finish(choice, FinishReason.STOP)
+        elif choice.num_output_tokens >= choice.request.max_tokens:
+            self.finish(choice, FinishReason.LENGTH)
 
     # --- invariants ----------------------------------------------------------------------------
 

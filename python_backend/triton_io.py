@@ -201,5 +201,7 @@ def _details(output: RequestOutput) -> str:
             "image_tokens": output.usage.image_tokens,
             "cached_tokens": output.usage.cached_tokens,
             "reasoning_tokens": output.usage.reasoning_tokens,
+            "draft_tokens": output.usage.draft_tokens,
+            "accepted_draft_tokens": output.usage.accepted_draft_tokens,
         }
     return json.dumps(details, ensure_ascii=False)

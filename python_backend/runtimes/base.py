@@ -48,7 +48,7 @@ class EngineRuntime(ABC):
 
     @property
     def gives_many_logits(self) -> bool:
-        """Whether several positions of a row can have logits in one call."""
+        """Whether several positions of each row can be computed, and have logits, in one call."""
         return True
 
     @property

@@ -155,6 +155,7 @@ def fake_engine(
     max_waiting: int = 64,
     reasoning_tokens: ReasoningTokens | None = None,
     prefix_cache: bool = True,
+    max_draft_tokens: int = 0,
 ) -> Engine:
     """An engine around a fake runtime; everything else is real."""
     scheduler = Scheduler(
@@ -165,7 +166,15 @@ def fake_engine(
     )
     runner = ModelRunner(runtime, max_num_seqs)
     text = TokenText(byte_tokenizer())
-    return Engine(scheduler, runner, text, [EOS], reasoning_tokens, prefix_cache=prefix_cache)
+    return Engine(
+        scheduler,
+        runner,
+        text,
+        [EOS],
+        reasoning_tokens,
+        prefix_cache=prefix_cache,
+        max_draft_tokens=max_draft_tokens,
+    )
 
 
 def fake_request(

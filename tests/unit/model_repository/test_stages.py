@@ -368,6 +368,8 @@ def test_requests_without_an_id_do_not_disturb_each_other(ensemble):
     requests = [ensemble.start(CONVERSATIONS["text"], GREEDY) for _ in range(3)]
     usages = [details(request)[-1]["usage"] for request in requests]
     cached = [usage.pop("cached_tokens") for usage in usages]
+    for usage in usages:  # how many tokens are guessed depends on who else runs
+        del usage["draft_tokens"], usage["accepted_draft_tokens"]
     assert usages == [usages[0]] * 3
     assert cached[1] == cached[2] == usages[0]["prompt_tokens"] - 1
 

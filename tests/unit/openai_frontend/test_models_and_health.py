@@ -151,7 +151,9 @@ def sample(metrics: str, name: str) -> float:
 
 
 async def test_metrics_count_requests_and_tokens(make_proxy) -> None:
-    proxy = make_proxy(FakeBackend(text_deltas("a b", prompt_tokens=10)))
+    *deltas, last = text_deltas("a b", prompt_tokens=10)
+    guessed = dataclasses.replace(last.usage, draft_tokens=5, accepted_draft_tokens=2)
+    proxy = make_proxy(FakeBackend([*deltas, dataclasses.replace(last, usage=guessed)]))
     await proxy.chat()
     await proxy.chat(stream=True)
     await proxy.complete()
@@ -172,6 +174,8 @@ async def test_metrics_count_requests_and_tokens(make_proxy) -> None:
         assert sample(metrics, line) == count
     assert sample(metrics, "triton_vlm_prompt_tokens_total") == 30
     assert sample(metrics, "triton_vlm_generation_tokens_total") == 9
+    assert sample(metrics, "triton_vlm_draft_tokens_total") == 15
+    assert sample(metrics, "triton_vlm_accepted_draft_tokens_total") == 6
     assert sample(metrics, "triton_vlm_requests_running") == 0
     assert sample(metrics, "triton_vlm_time_to_first_token_seconds_count") == 3
     assert sample(metrics, "triton_vlm_time_per_output_token_seconds_count") == 3

@@ -11,15 +11,13 @@ from fake_runtime import HIDDEN_SIZE, FakeRuntime, fake_engine, fake_request, sc
 from python_backend.config import EngineConfig
 from python_backend.errors import InvalidRequestError
 from python_backend.families.base import PreparedPrompt, PromptImage
-from python_backend.loading import load_engine, load_vision_encoder
+from python_backend.loading import load_engine
 from python_backend.prefix_cache import Prefix, PrefixCache, RowCopy
-from python_backend.preprocess import Preprocessor
 from python_backend.request import GenerationRequest
 from python_backend.sampling_params import SamplingParams
-from python_backend.vision_encoder import EncoderImage, no_image_embeds
-from python_backend.vlm import split_images
 from tests.tiny.conversations import conversations_of
 from tests.tiny.pictures import png
+from tests.tiny.requests import Requests
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
@@ -252,32 +250,6 @@ def test_images_that_do_not_fit_the_prompt_are_refused(lengths):
 # --- every family ----------------------------------------------------------------------------------
 
 
-class Requests:
-    """Makes requests of conversations with one model."""
-
-    def __init__(self, model) -> None:
-        self._model, self._preprocessor = model, Preprocessor(model)
-        self._encoder = None
-        if model.manifest.sees_images:
-            self._encoder = load_vision_encoder(model, self._preprocessor.family, EngineConfig())
-
-    def of(self, conversation, request_id="a", **sampling):
-        messages, images = split_images(conversation)
-        prepared = self._preprocessor.prepare({"messages": messages}, images)
-        if self._encoder is None:
-            embeds = no_image_embeds(self._model.manifest.decoder.spec)
-        else:
-            pairs = zip(prepared.images, prepared.image_hashes, strict=True)
-            pictures = [EncoderImage(image.features, name) for image, name in pairs]
-            embeds = self._encoder.join(pictures, self._encoder.encode(pictures))
-        params = replace(GREEDY, **sampling)
-        return GenerationRequest(request_id, prepared.prompt, embeds, params)
-
-    def close(self) -> None:
-        if self._encoder is not None:
-            self._encoder.close()
-
-
 def _next_turn(request, answer):
     """The same prompt, its answer, and a few tokens more."""
     prompt = request.prompt
@@ -316,12 +288,12 @@ def test_answers_are_the_same_with_the_cache_and_without(tiny):
     )
     requests = Requests(tiny.model)
     *_, conversation = conversations_of(tiny.shape).values()
-    first = requests.of(conversation)
+    first = requests.of(conversation, GREEDY)
     answer = _run(without, first)["a", 0].token_ids
     series = {"first": first, "again": first, "next turn": _next_turn(first, answer)}
     if tiny.shape.sees_images:
         *_, conversation = conversations_of(tiny.shape).values()
-        series["other picture"] = requests.of(_with_another_picture(conversation))
+        series["other picture"] = requests.of(_with_another_picture(conversation), GREEDY)
     series["choices"] = replace(first, params=replace(first.params, n=3))
     num_prompt = len(first.prompt.token_ids)
     num_cached = {}

@@ -26,7 +26,9 @@ def _step(scheduler, token_id=0):
     """One step that samples the same token everywhere."""
     plan = scheduler.schedule()
     if plan is not None:
-        scheduler.update(plan, [token_id] * len(plan.choices))
+        scheduler.update(plan)
+        for choice in plan.choices:
+            scheduler.append(choice, token_id)
     scheduler.check()
     return plan
 
@@ -297,7 +299,7 @@ def test_abort_between_schedule_and_update_is_obeyed():
     scheduler.add_request(_request("a"))
     plan = scheduler.schedule()
     scheduler.abort("a")
-    scheduler.update(plan, [0])
+    scheduler.update(plan)
     assert not scheduler.has_unfinished
     assert scheduler.schedule() is None
 

@@ -123,6 +123,8 @@ class Traffic:
     Attributes:
         has_cache: whether requests say what their prompts are.
         failures: steps that raise, and how many of their copies are made before.
+        guesses: by the step, again and again: tokens that a decode step guesses for each choice, if they
+            fit, and how many of them are right in each slot.
         rows: per cache row and position, what it was computed from.
         prefilled: prompt tokens in the cache per request.
         admitted: requests that left the queue, in this order.
@@ -133,6 +135,7 @@ class Traffic:
     visits: list[Visit]
     has_cache: bool
     failures: dict[int, int]
+    guesses: list[tuple[int, tuple[int, ...]]]
     rows: list[list[object]] = field(init=False)
     requests: dict[str, Request] = field(default_factory=dict)
     prefilled: dict[str, int] = field(default_factory=dict)
@@ -150,7 +153,7 @@ class Traffic:
             self._arrive(step)
             self._leave(step)
             self.scheduler.check()
-            plan = self._step(self.failures.get(step))
+            plan = self._step(self.failures.get(step), *self.guesses[step % len(self.guesses)])
             if plan is None and step > 50:
                 return
         raise AssertionError("the scheduler does not come to an end")
@@ -210,7 +213,9 @@ class Traffic:
     def _visit(self, request: Request) -> Visit:
         return self.visits[int(request.request_id[1:])]
 
-    def _step(self, num_copies_before_failure: int | None) -> StepPlan | None:
+    def _step(
+        self, num_copies_before_failure: int | None, num_guessed: int, num_right: tuple[int, ...]
+    ) -> StepPlan | None:
         running, must_prefill = self._running(), self._must_prefill()
         plan = self.scheduler.schedule()
         self.scheduler.check()
@@ -229,11 +234,15 @@ class Traffic:
         if plan.kind == "prefill":
             assert not running or self.last_kind != "prefill", "the streams starve"
             self._prefill(plan)
+            num_right = (0,) * len(plan.choices)
         else:
             assert not must_prefill or self.last_kind != "decode", "the prompt starves"
-            self._decode(plan, running)
+            room = MAX_MODEL_LEN - 1 - max(c.num_computed_tokens for c in plan.choices)
+            num_guessed = min(num_guessed, room)
+            num_right = tuple(min(n, num_guessed) for n in num_right[: len(plan.choices)])
+            self._decode(plan, running, num_guessed, num_right)
         self.last_kind = plan.kind
-        self._sample(plan)
+        self._sample(plan, num_right)
         self.scheduler.check()
         return plan
 
@@ -269,28 +278,42 @@ class Traffic:
         is_last = stop == plan.request.num_prompt_tokens
         assert plan.choices == (tuple(plan.request.choices) if is_last else ())
 
-    def _decode(self, plan, running):
+    def _decode(self, plan, running, num_guessed, num_right):
         assert set(plan.choices) == running
         assert len(plan.choices) == len(running) == plan.num_scheduled_tokens
-        for row, choice in enumerate(plan.choices):
-            *history, new = self._visit(choice.request).cells(self.outputs[choice])
+        for row, (choice, right) in enumerate(zip(plan.choices, num_right, strict=True)):
+            output = list(self.outputs[choice])
+            start = len(self._visit(choice.request).tokens) + len(output) - 1
+            for _ in range(right):
+                output.append(self._next_token(choice, output))
+            cells = self._visit(choice.request).cells(output)
             assert choice.slot == row
-            assert choice.num_computed_tokens == len(history)
-            assert self.rows[row][: len(history)] == history
-            self.rows[row][len(history)] = new
+            assert choice.num_computed_tokens == start
+            assert self.rows[row][:start] == cells[:start]
+            self.rows[row][start : len(cells)] = cells[start:]
+            stop = start + 1 + num_guessed
+            self.rows[row][len(cells) : stop] = ["wrong"] * (stop - len(cells))
 
-    def _sample(self, plan):
-        for choice in plan.choices:
-            visit, output = self._visit(choice.request), self.outputs.setdefault(choice, [])
-            is_stop = len(output) + 1 == visit.stop_at[choice.index]
-            place = len(visit.tokens) + len(output)
-            output.append(STOP_TOKEN if is_stop else ANSWER[place % len(ANSWER)])
-        self.scheduler.update(plan, [self.outputs[choice][-1] for choice in plan.choices])
-        for choice in plan.choices:
-            assert choice.output_token_ids == self.outputs[choice]
-            is_stop = len(self.outputs[choice]) == self._visit(choice.request).stop_string_at
-            if choice.finish_reason is None and is_stop:
-                self.scheduler.finish(choice, FinishReason.STOP)
+    def _next_token(self, choice, output):
+        visit = self._visit(choice.request)
+        is_stop = len(output) + 1 == visit.stop_at[choice.index]
+        place = len(visit.tokens) + len(output)
+        return STOP_TOKEN if is_stop else ANSWER[place % len(ANSWER)]
+
+    def _sample(self, plan, num_right):
+        """The next token, and one for each right guess, until the choice ends."""
+        self.scheduler.update(plan)
+        for choice, right in zip(plan.choices, num_right, strict=True):
+            output = self.outputs.setdefault(choice, [])
+            for _ in range(1 + right):
+                output.append(self._next_token(choice, output))
+                self.scheduler.append(choice, output[-1])
+                is_stop = len(output) == self._visit(choice.request).stop_string_at
+                if choice.finish_reason is None and is_stop:
+                    self.scheduler.finish(choice, FinishReason.STOP)
+                if choice.finish_reason is not None:
+                    break
+            assert choice.output_token_ids == output
 
 
 @settings(max_examples=300, deadline=None)
@@ -301,8 +324,11 @@ class Traffic:
     max_waiting=st.integers(1, 10),
     has_cache=st.booleans(),
     failures=st.dictionaries(st.integers(0, 40), st.integers(0, 2), max_size=2),
+    guesses=st.lists(
+        st.tuples(st.integers(0, 4), st.tuples(*[st.integers(0, 4)] * 5)), min_size=1, max_size=4
+    ),
 )
-def test_random_traffic(visits, max_num_seqs, chunk, max_waiting, has_cache, failures):
+def test_random_traffic(visits, max_num_seqs, chunk, max_waiting, has_cache, failures, guesses):
     """Rows hold their own history, nobody starves, everybody ends once, and the queue is served by
     priority and then by arrival."""
     scheduler = Scheduler(
@@ -311,7 +337,7 @@ def test_random_traffic(visits, max_num_seqs, chunk, max_waiting, has_cache, fai
         max_model_len=MAX_MODEL_LEN,
         max_waiting=max_waiting,
     )
-    traffic = Traffic(scheduler, visits, has_cache, failures)
+    traffic = Traffic(scheduler, visits, has_cache, failures, guesses)
     traffic.run()
     assert not scheduler.has_unfinished
     assert scheduler.num_running == scheduler.num_waiting == 0
