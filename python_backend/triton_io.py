@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -202,4 +203,6 @@ def _details(output: RequestOutput) -> str:
             "cached_tokens": output.usage.cached_tokens,
             "reasoning_tokens": output.usage.reasoning_tokens,
         }
+    if output.timing is not None:
+        details["timing"] = dataclasses.asdict(output.timing)
     return json.dumps(details, ensure_ascii=False)
