@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from openai_frontend.settings import Settings, SettingsError
+from openai_frontend.settings import OTLP_VARIABLE, Settings, SettingsError
 from openai_frontend.version import VERSION
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def span_exporter(settings: Settings) -> SpanExporter | None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ModuleNotFoundError as error:
         raise SettingsError(
-            "otlp_endpoint is set and OpenTelemetry is not installed: install triton-vlm[tracing], "
-            "or leave --otlp-endpoint and OTEL_EXPORTER_OTLP_ENDPOINT out"
+            "otlp_endpoint is set and OpenTelemetry is not installed: pip install "
+            f"'triton-vlm[tracing]', or leave --otlp-endpoint and {OTLP_VARIABLE} out"
         ) from error
     # Headers, certificates and time limits are OpenTelemetry's own variables, OTEL_EXPORTER_OTLP_...
     return OTLPSpanExporter(endpoint=settings.otlp_endpoint.rstrip("/") + "/v1/traces")

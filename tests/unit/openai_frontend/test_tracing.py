@@ -226,5 +226,5 @@ def test_without_the_packages_a_setting_is_refused(monkeypatch) -> None:
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_opentelemetry)
-    with pytest.raises(SettingsError, match=r"install triton-vlm\[tracing\], or leave --otlp"):
+    with pytest.raises(SettingsError, match=r"pip install 'triton-vlm\[tracing\]', or leave"):
         open_tracing(settings)
