@@ -390,8 +390,9 @@ def test_stages_publish_what_they_count(tied):
     stages = Ensemble(tied.repository, name)
     for _ in range(2):
         tokens = details(stages.start(CONVERSATIONS["wide"], GREEDY))
-    stages.encoder._metrics.publish()
-    stages.decoder._metrics.publish()
+    for stage in (stages.decoder, stages.encoder):
+        stage.finalize()  # the thread that publishes ends
+        stage._metrics.publish()
     encoder, decoder = f"{name}{names.ENCODER_SUFFIX}", f"{name}{names.DECODER_SUFFIX}"
     assert pb_utils.metric("triton_vlm_image_cache_misses_total", model=encoder) == 1
     assert pb_utils.metric("triton_vlm_image_cache_hits_total", model=encoder) == 1
@@ -409,8 +410,6 @@ def test_stages_publish_what_they_count(tied):
     assert seconds > 0
     for gauge in ("triton_vlm_decoder_waiting", "triton_vlm_decoder_rows"):
         assert pb_utils.metric(gauge, model=decoder) == 0
-    stages.decoder.finalize()
-    stages.encoder.finalize()
 
 
 @pytest.mark.parametrize(
