@@ -9,6 +9,7 @@ import sys
 import uvicorn
 
 from openai_frontend.app import create_app
+from openai_frontend.otlp import open_tracing
 from openai_frontend.settings import Settings, SettingsError
 from openai_frontend.tls import tls_options
 from openai_frontend.triton_backend import TritonBackend
@@ -20,7 +21,9 @@ def main() -> None:
         settings = Settings.from_command_line(sys.argv[1:], os.environ)
         tls = tls_options(settings)
         app = create_app(
-            settings, TritonBackend(settings.triton, models_ttl_s=settings.models_ttl_s)
+            settings,
+            TritonBackend(settings.triton, models_ttl_s=settings.models_ttl_s),
+            tracing=open_tracing(settings),
         )
     except SettingsError as error:
         sys.exit(f"Error: {error}")

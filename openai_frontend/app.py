@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -27,6 +29,9 @@ from openai_frontend.rate_limit import RateLimitMiddleware
 from openai_frontend.routes import router
 from openai_frontend.settings import Settings
 
+if TYPE_CHECKING:
+    from openai_frontend.tracing import Tracing
+
 _EXPOSED_HEADERS = (
     *("x-request-id", "retry-after", "retry-after-ms"),
     *(
@@ -38,7 +43,11 @@ _EXPOSED_HEADERS = (
 
 
 def create_app(
-    settings: Settings, backend: Backend, *, fetcher: MediaFetcher | None = None
+    settings: Settings,
+    backend: Backend,
+    *,
+    fetcher: MediaFetcher | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI application.
 
@@ -46,6 +55,7 @@ def create_app(
         settings: how it runs.
         backend: generates text; closed with the application.
         fetcher: replaces the fetching of images in tests.
+        tracing: makes spans, None for none; closed with the application.
 
     Raises:
         SettingsError: a file or folder that the settings name cannot be used.
@@ -58,6 +68,8 @@ def create_app(
         yield
         await fetcher.close()
         await backend.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     # Nothing generated: bodies are parsed by hand, so FastAPI knows nothing to document.
     app = FastAPI(openapi_url=None, lifespan=lifespan, redirect_slashes=False)
@@ -94,7 +106,7 @@ def create_app(
         )
     app.add_middleware(AnthropicErrorsMiddleware)
     # Outside of the others, so that refused requests are counted and get a request id too.
-    app.add_middleware(ObservabilityMiddleware, metrics=metrics)
+    app.add_middleware(ObservabilityMiddleware, metrics=metrics, tracing=tracing)
     if settings.cors_origins:
         # Outermost: browsers send no key with a preflight, and may read a refusal only with its headers.
         app.add_middleware(

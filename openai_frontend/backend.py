@@ -61,6 +61,23 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Where the decoder's time for a request went, without a gap.
+
+    Attributes:
+        arrived_at: Unix time in seconds at which the decoder took it.
+        queue_s: until its first step.
+        prefill_s: from there to its first token.
+        decode_s: from there to its last token.
+    """
+
+    arrived_at: float
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCallDelta:
     """What follows for one tool call.
 
@@ -95,6 +112,7 @@ class Delta:
         reasoning: text of the reasoning, which comes before the answer's.
         tool_calls: what follows for tool calls, parsed from the text by the proxy, whose finish reason
             `tool_calls` then is.
+        timing: on the request's last response, if it is traced.
     """
 
     text: str
@@ -108,6 +126,7 @@ class Delta:
     prompt_logprobs: Sequence[dict[str, dict[str, Any]]] = ()
     reasoning: str = ""
     tool_calls: Sequence[ToolCallDelta] = ()
+    timing: Timing | None = None
 
 
 class Backend(Protocol):
@@ -120,6 +139,7 @@ class Backend(Protocol):
         prompt: dict[str, Any],
         images: Sequence[bytes],
         sampling: dict[str, Any],
+        traceparent: str | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """Stream the answer; closing the generator early cancels the generation.
 
@@ -129,6 +149,8 @@ class Backend(Protocol):
             prompt: as `tensor_names.PROMPT` describes it.
             images: encoded files, in the order of the prompt.
             sampling: what the client set; an absent key takes the decoder's default.
+            traceparent: the span that the generation belongs to, in W3C's form; the last delta has `timing`
+                then.
 
         Raises:
             VlmError: the request was refused or failed.

@@ -323,6 +323,7 @@ class ChatService:
             generation.prompt,
             generation.take_images(),
             generation.sampling,
+            tally.record.traceparent,
         )
         parsers = []
         if (form := generation.tool_format) is not None:
@@ -359,7 +360,9 @@ class _Tally:
             raise EngineError(f"the backend sent text for choice {delta.index}, which is not open")
         if delta.token_ids or not delta.prompt_logprobs:
             self.record.tokens_arrived(len(delta.token_ids))
+        self.record.timing = delta.timing
         if delta.finish_reason is not None:
+            self.record.finish_reasons.append(delta.finish_reason)
             self._usages[delta.index] = delta.usage or Usage(prompt_tokens=0, completion_tokens=0)
             usage = self.usage()
             self.record.prompt_tokens = usage.prompt_tokens

@@ -1,16 +1,20 @@
-"""Middleware around every request: its id in and out, its metrics, its one log line."""
+"""Middleware around every request: its id in and out, its metrics, its span, its one log line."""
 
 from __future__ import annotations
 
 import logging
 import re
 import uuid
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openai_frontend.metrics import Metrics
 from openai_frontend.record import CLIENT_CLOSED_REQUEST, ENDPOINTS, RequestRecord
+
+if TYPE_CHECKING:
+    from openai_frontend.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 # What may be echoed into a header, a log line and a Triton request id.
@@ -21,9 +25,10 @@ _MODEL_PREFIX = "/v1/models/"
 class ObservabilityMiddleware:
     """Gives every request a `RequestRecord` and reports it at the end."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
@@ -43,6 +48,9 @@ class ObservabilityMiddleware:
                     headers.update(record.quota.headers())
             await send(message)
 
+        span = None
+        if self._tracing is not None and record.is_generation:
+            span = self._tracing.start(record, Headers(scope=scope))
         self._metrics.request_started(record)
         try:
             await self._app(scope, receive, send_with_id)
@@ -53,6 +61,8 @@ class ObservabilityMiddleware:
             raise
         finally:
             self._metrics.request_ended(record)
+            if span is not None:
+                span.end(record)
             _log_request(record)
 
 
@@ -78,7 +88,7 @@ def _log_request(record: RequestRecord) -> None:
     _log.log(
         logging.INFO if is_worth_reading else logging.DEBUG,
         "request %s %s status=%d error=%s key=%s model=%s prompt_tokens=%d completion_tokens=%d "
-        "ttft_ms=%s tpot_ms=%s total_ms=%.0f",
+        "ttft_ms=%s tpot_ms=%s total_ms=%.0f trace=%s",
         record.request_id,
         record.endpoint,
         record.final_status,
@@ -90,4 +100,5 @@ def _log_request(record: RequestRecord) -> None:
         None if ttft is None else round(ttft * 1000),
         None if tpot is None else round(tpot * 1000, 1),
         record.elapsed_s * 1000,
+        record.trace_id,
     )

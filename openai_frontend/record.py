@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from openai_frontend.api_keys import ApiKey
+from openai_frontend.backend import Timing
 from openai_frontend.quota import Quota
 
 GENERATION_ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages"})
@@ -46,6 +47,9 @@ class RequestRecord:
         draft_tokens: tokens that the engine guessed.
         accepted_draft_tokens: how many of them were right.
         num_choices: choices that ended.
+        finish_reasons: of the choices that ended.
+        traceparent: its span in W3C's form, None when it is not traced.
+        timing: what the decoder tells of a traced request at its end.
         num_prompt_tokens_estimated: of the prompt, before it was tokenized.
         num_reserved_tokens: taken from the quota of the key until the end.
     """
@@ -63,6 +67,9 @@ class RequestRecord:
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
     num_choices: int = 1
+    finish_reasons: list[str] = field(default_factory=list)
+    traceparent: str | None = None
+    timing: Timing | None = None
     num_prompt_tokens_estimated: int = 0
     num_reserved_tokens: int = 0
     _num_arrived_tokens: int = 0
@@ -100,6 +107,11 @@ class RequestRecord:
             return CLIENT_CLOSED_REQUEST
         # The headers were sent before the error, but the answer is not a success.
         return 500 if self.error else self.status
+
+    @property
+    def trace_id(self) -> str | None:
+        """Of its span, 32 hexadecimal digits; None when it is not traced."""
+        return None if self.traceparent is None else self.traceparent.split("-")[1]
 
     @property
     def elapsed_s(self) -> float:

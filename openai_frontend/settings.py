@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, get_type_hints
 
 ENVIRONMENT_PREFIX = "TRITON_VLM_"
+OTLP_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+"""Every OpenTelemetry program's variable of `otlp_endpoint`; ours wins."""
 _MIB = 1024 * 1024
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_HTTP_URL = re.compile(r"https?://[^/\s]\S*")
 # What browsers send as Origin: no path, not even a slash at the end.
 _ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
 
@@ -88,6 +91,11 @@ class Settings:
     retry_after_s: int = _setting(1, "Retry-After of 429 and 503 answers, in seconds")
     shutdown_timeout_s: int = _setting(10, "time running requests have to finish at shutdown")
     log_level: str = _setting("info", "debug, info, warning or error")
+    otlp_endpoint: str | None = _setting(
+        None,
+        "send OpenTelemetry traces to this collector, such as http://localhost:4318; also "
+        f"{OTLP_VARIABLE}",
+    )
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
@@ -107,6 +115,10 @@ class Settings:
                 raise SettingsError(
                     f"cors_origins has {origin!r}; an origin looks like https://app.example.com"
                 )
+        if self.otlp_endpoint is not None and not _HTTP_URL.fullmatch(self.otlp_endpoint):
+            raise SettingsError(
+                "otlp_endpoint must be a URL such as http://localhost:4318; /v1/traces is added to it"
+            )
         if not (self.needs_key or self.allow_anonymous or _is_loopback(self.host)):
             raise SettingsError(
                 f"host is {self.host!r}, where others can reach this server, and no API key is "
@@ -139,6 +151,8 @@ class Settings:
             for setting in dataclasses.fields(cls)
             if (variable := ENVIRONMENT_PREFIX + setting.name.upper()) in environ
         }
+        if environ.get(OTLP_VARIABLE):
+            values.setdefault("otlp_endpoint", environ[OTLP_VARIABLE])
         return cls(**values | vars(parser.parse_args(argv)))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from openai_frontend.backend import Delta, ModelInfo, Usage
+from openai_frontend.backend import Delta, ModelInfo, Timing, Usage
 from openai_frontend.errors import ServiceUnavailableError
 from openai_frontend.model_directory import ModelDirectory
 from openai_frontend.triton_stream import TritonStream
@@ -86,8 +86,11 @@ class TritonBackend:
         prompt: dict[str, Any],
         images: Sequence[bytes],
         sampling: dict[str, Any],
+        traceparent: str | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """Stream the answer; see `Backend.generate`."""
+        if traceparent is not None:
+            sampling = {**sampling, "return_timing": True}
         request = infer_request(
             model,
             request_id,
@@ -97,7 +100,7 @@ class TritonBackend:
                 SAMPLING: [json.dumps(sampling).encode()],
             },
         )
-        stream = TritonStream(self._stub, request)
+        stream = TritonStream(self._stub, request, traceparent)
         del request, images
         is_over = False
         self._num_running += 1
@@ -233,7 +236,7 @@ def delta_of(response: service_pb2.ModelInferResponse) -> Delta | None:
     tensors = _tensors(response)
     try:
         details = json.loads(tensors[DETAILS])
-        usage = details.get("usage")
+        usage, timing = details.get("usage"), details.get("timing")
         return Delta(
             text=tensors[TEXT].decode(),
             index=details.get("index", 0),
@@ -245,6 +248,7 @@ def delta_of(response: service_pb2.ModelInferResponse) -> Delta | None:
             prompt_token_ids=details.get("prompt_token_ids"),
             prompt_logprobs=details.get("prompt_logprobs") or (),
             reasoning=details.get("reasoning", ""),
+            timing=None if timing is None else Timing(**timing),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the decoder sent a response that is not understood: {error}") from error

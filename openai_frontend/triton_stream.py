@@ -25,17 +25,24 @@ _Item = Any
 class TritonStream:
     """Sends one request and iterates over its responses.
 
+    Triton's tracer, if it is on, takes the span that its own belong to from gRPC's metadata: `traceparent`.
+
     The stream belongs to a task of its own, because grpc.aio cancels a call when the task that
     waits for it is cancelled.
     """
 
-    def __init__(self, stub: Any, request: service_pb2.ModelInferRequest) -> None:
+    def __init__(
+        self, stub: Any, request: service_pb2.ModelInferRequest, traceparent: str | None = None
+    ) -> None:
         self._queue: asyncio.Queue[_Item] = asyncio.Queue()
         self._is_wanted = True
-        self._task = asyncio.create_task(self._run(stub, request))
+        self._task = asyncio.create_task(self._run(stub, request, traceparent))
 
-    async def _run(self, stub: Any, request: service_pb2.ModelInferRequest) -> None:
-        call = stub.ModelStreamInfer()
+    async def _run(
+        self, stub: Any, request: service_pb2.ModelInferRequest, traceparent: str | None
+    ) -> None:
+        metadata = None if traceparent is None else (("traceparent", traceparent),)
+        call = stub.ModelStreamInfer(metadata=metadata)
         error: VlmError | None = None
         try:
             await call.write(request)

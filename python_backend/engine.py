@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,7 +21,8 @@ from python_backend.request import GenerationRequest, RequestFailure, RequestOut
 from python_backend.sampler import Sampler
 from python_backend.sampler_state import SampledToken, SamplerState
 from python_backend.sampling_params import SamplingParams
-from python_backend.scheduler import Choice, FinishReason, Request, Scheduler, StepPlan
+from python_backend.scheduler import Choice, FinishReason, Request, Scheduler, StepKind, StepPlan
+from python_backend.timing import Stopwatch, Timing
 from python_backend.token_text import TokenText
 
 
@@ -40,11 +42,27 @@ class _ChoiceState:
 
 @dataclass(slots=True)
 class _RequestState:
-    """The prompt, what is asked of it, and choices whose last output is still to come."""
+    """The prompt, what is asked of it, choices whose last output is still to come, and the times."""
 
     prompt: PreparedPrompt
     params: SamplingParams
     num_open_choices: int
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """What all steps of a kind came to.
+
+    Attributes:
+        num_steps: that computed something and did not raise.
+        num_tokens: computed: of prompts, or one per row.
+        seconds: they took, sampling and text included.
+    """
+
+    num_steps: int = 0
+    num_tokens: int = 0
+    seconds: float = 0.0
 
 
 def image_ranges(image_index: np.ndarray) -> tuple[tuple[int, int], ...]:
@@ -90,6 +108,10 @@ class Engine:
         self._plan: StepPlan | None = None
         self._states: dict[Choice, _ChoiceState] = {}
         self._requests: dict[str, _RequestState] = {}
+        self.step_counts: dict[StepKind, StepCounts] = {
+            "prefill": StepCounts(),
+            "decode": StepCounts(),
+        }
 
     @property
     def has_unfinished(self) -> bool:
@@ -196,12 +218,20 @@ class Engine:
         Of a choice whose tokens were guessed, several may be new. A request whose grammar can no longer be
         followed fails alone.
         """
+        started = time.perf_counter()
         plan = self._plan = self.scheduler.schedule()
         if plan is None:
             return []
+        if plan.request is not None:
+            self._requests[plan.request.request_id].stopwatch.start()
         logits = self._runner.run(plan, self._drafts(plan))
         self.scheduler.update(plan)
-        return [*self._prompt_outputs(plan), *self._answers(plan.choices, logits)]
+        outputs = [*self._prompt_outputs(plan), *self._answers(plan.choices, logits)]
+        counts = self.step_counts[plan.kind]
+        counts.num_steps += 1
+        counts.num_tokens += plan.num_scheduled_tokens
+        counts.seconds += time.perf_counter() - started
+        return outputs
 
     def _drafts(self, plan: StepPlan) -> list[list[int]]:
         """Guesses of what follows the next token of each choice; none where they would not pay."""
@@ -304,17 +334,20 @@ class Engine:
             output = self._first_output(choice, output)
         if choice.finish_reason is None:
             return output
-        usage, is_last = self._usage(choice), self._close_choice(choice)
+        usage, timing = self._usage(choice), self._timing(choice.request)
+        is_last = self._close_choice(choice)
         return replace(
             output,
             finish_reason=str(choice.finish_reason),
             matched_stop=matched_stop,
             usage=usage,
             is_last=is_last,
+            timing=timing if is_last else None,
         )
 
     def _first_output(self, choice: Choice, output: RequestOutput) -> RequestOutput:
         request = self._requests[choice.request.request_id]
+        request.stopwatch.first_token()
         token_ids = None
         if choice.index == 0 and request.params.return_token_ids:
             token_ids = request.prompt.token_ids.tolist()
@@ -379,6 +412,10 @@ class Engine:
             draft_tokens=state.lookup.num_drafted,
             accepted_draft_tokens=state.lookup.num_accepted,
         )
+
+    def _timing(self, request: Request) -> Timing | None:
+        state = self._requests[request.request_id]
+        return state.stopwatch.timing() if state.params.return_timing else None
 
     def _forget(self, request: Request) -> None:
         self._runner.remove(request.request_id)

@@ -11,6 +11,7 @@ from python_backend.errors import VlmError
 from python_backend.families.base import PreparedPrompt
 from python_backend.sampling_params import SamplingParams
 from python_backend.structured_output import Constraint
+from python_backend.timing import Timing
 
 _T = TypeVar("_T")
 
@@ -78,6 +79,7 @@ class RequestOutput:
             choice. Each is vLLM's object of token ids, the prompt's own token first, to `logprob` (None
             for the first token of a prompt and for images), `rank` and `decoded_token`.
         reasoning: of the model, likewise; its end is before the beginning of `text`.
+        timing: on the request's last output, if asked for.
     """
 
     request_id: str
@@ -92,6 +94,7 @@ class RequestOutput:
     prompt_token_ids: Sequence[int] | None = None
     prompt_logprobs: Sequence[dict[int, dict[str, Any]]] | None = None
     reasoning: str = ""
+    timing: Timing | None = None
 
     def merge(self, later: RequestOutput) -> RequestOutput:
         """This output and a later one of the same choice, as one."""
@@ -108,6 +111,7 @@ class RequestOutput:
             _joined(self.prompt_token_ids, later.prompt_token_ids),
             _joined(self.prompt_logprobs, later.prompt_logprobs),
             self.reasoning + later.reasoning,
+            later.timing,
         )
 
 

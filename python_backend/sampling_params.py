@@ -94,6 +94,7 @@ class SamplingParams:
         return_token_ids: tell the prompt's tokens too; those of the answer are always told.
         prompt_logprobs: as `logprobs`, for the tokens of the prompt; None: nothing about them.
         separate_reasoning: tell a reasoning model's thoughts from its answer; without, they are one text.
+        return_timing: tell with the last token where the time went.
 
     Raises:
         InvalidRequestError: a value is outside its limits; `param` names the field.
@@ -124,6 +125,7 @@ class SamplingParams:
     return_token_ids: bool = False
     prompt_logprobs: int | None = None
     separate_reasoning: bool = True
+    return_timing: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
@@ -394,4 +396,5 @@ _READERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "return_token_ids": _read_bool,
     "prompt_logprobs": _read_int,
     "separate_reasoning": _read_bool,
+    "return_timing": _read_bool,
 }

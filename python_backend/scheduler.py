@@ -24,6 +24,9 @@ from typing import Literal
 from python_backend.errors import InvalidRequestError, OverloadedError, PromptTooLongError
 from python_backend.prefix_cache import Key, PrefixCache, RowCopy
 
+StepKind = Literal["prefill", "decode"]
+"""A chunk of a prompt, or a token of every running choice."""
+
 
 class FinishReason(StrEnum):
     """Why a choice ended, in OpenAI's words; `CANCELLED` never reaches a client."""
@@ -152,7 +155,7 @@ class StepPlan:
         num_scheduled_tokens: prompt tokens to compute, or one per choice.
     """
 
-    kind: Literal["prefill", "decode"]
+    kind: StepKind
     copies: tuple[RowCopy, ...]
     choices: tuple[Choice, ...]
     request: Request | None = None
@@ -190,7 +193,7 @@ class Scheduler:
         self._prefill_slot = 0
         # Their prompt has just been computed in the prefill slot; they have no slots of their own yet.
         self._fresh: list[Choice] = []
-        self._last_kind: Literal["prefill", "decode"] = "decode"
+        self._last_kind: StepKind = "decode"
 
     # --- what is there -------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ DETAILS: Final = "details"
 """BYTES [1]: JSON about this response, see `DETAILS_KEYS`."""
 DETAILS_KEYS: Final = (
     *("index", "token_ids", "reasoning", "logprobs", "finish_reason", "matched_stop", "usage"),
-    *("prompt_token_ids", "prompt_logprobs"),
+    *("prompt_token_ids", "prompt_logprobs", "timing"),
 )
 """`index`: which of the n choices. `token_ids`: tokens covered by this response. `reasoning`: text of the
 model's reasoning that follows what was sent before, only if there is any. `logprobs`: one
@@ -66,7 +66,8 @@ model's reasoning that follows what was sent before, only if there is any. `logp
 On the first and the last response of a choice `usage` (`prompt_tokens`, `completion_tokens` of this choice
 so far, `image_tokens`, `cached_tokens`, `reasoning_tokens`), on the last one `finish_reason` (stop, length)
 and `matched_stop` (token id, string or null). Only when asked for, and of choice 0: `prompt_token_ids` with
-its first token, and up to there `prompt_logprobs`; see `RequestOutput`."""
+its first token, and up to there `prompt_logprobs`; see `RequestOutput`. On the last response of a
+request `timing`, if asked for; see `Timing`."""
 
 # Side requests to the decoder.
 CANCEL: Final = "cancel"

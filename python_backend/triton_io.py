@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -204,4 +205,6 @@ def _details(output: RequestOutput) -> str:
             "draft_tokens": output.usage.draft_tokens,
             "accepted_draft_tokens": output.usage.accepted_draft_tokens,
         }
+    if output.timing is not None:
+        details["timing"] = dataclasses.asdict(output.timing)
     return json.dumps(details, ensure_ascii=False)

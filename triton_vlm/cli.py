@@ -107,6 +107,10 @@ def serve(
     tls_key: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Its private key in PEM.")
     ] = None,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Send OpenTelemetry traces to this collector."),
+    ] = None,
 ) -> None:
     """Serve a model at http://HOST:PORT until ctrl-C: the OpenAI API below /v1, and a page to try it.
 
@@ -116,8 +120,13 @@ def serve(
     from triton_vlm.serve import ServeOptions
     from triton_vlm.serve import serve as run
 
-    files = {"--api-key-file": api_key_file, "--tls-cert": tls_cert, "--tls-key": tls_key}
-    proxy_arguments = [f"{flag}={path}" for flag, path in files.items() if path is not None]
+    flags = {
+        "--api-key-file": api_key_file,
+        "--tls-cert": tls_cert,
+        "--tls-key": tls_key,
+        "--otlp-endpoint": otlp_endpoint,
+    }
+    proxy_arguments = [f"{flag}={value}" for flag, value in flags.items() if value is not None]
     if allow_anonymous:
         proxy_arguments.append("--allow-anonymous")
     options = ServeOptions(

@@ -27,9 +27,11 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     """What the proxy will make of its flags and of the environment.
 
     Raises:
-        LaunchError: it would refuse to start, because of a value, its API keys or its certificate.
+        LaunchError: it would refuse to start, because of a value, its API keys, its certificate or a
+            package that is missing.
     """
     from openai_frontend.api_keys import ApiKeys
+    from openai_frontend.otlp import span_exporter
     from openai_frontend.settings import Settings, SettingsError
     from openai_frontend.tls import tls_options
 
@@ -38,6 +40,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         if settings.needs_key:
             ApiKeys(settings)
         tls_options(settings)
+        span_exporter(settings)
     except SettingsError as error:
         raise LaunchError(str(error)) from error
     return settings

@@ -57,19 +57,21 @@ class ServingStack:
         if port is None:
             (port,) = free_ports(1)
         require_free(host, port)
+        triton_ports = triton_ports or TritonPorts.choose()
+        self.proxy = OpenAIProxy(
+            f"{LOOPBACK}:{triton_ports.grpc}",
+            host=host,
+            port=port,
+            log_path=log_dir and log_dir / "proxy.log",
+            arguments=proxy_arguments,
+        )
         self.triton = TritonServer(
             repository,
             stage_models(repository, name),
             ports=triton_ports,
             executable=triton_executable,
             log_path=log_dir and log_dir / "triton.log",
-        )
-        self.proxy = OpenAIProxy(
-            self.triton.grpc_address,
-            host=host,
-            port=port,
-            log_path=log_dir and log_dir / "proxy.log",
-            arguments=proxy_arguments,
+            otlp_endpoint=self.proxy.settings.otlp_endpoint,
         )
         self._name = name
 

@@ -72,7 +72,11 @@ def _ignore_progress(progress: LoadProgress) -> None:
 
 
 def command_line(
-    installation: TritonInstallation, view: Path, ports: TritonPorts, shm_prefix: str
+    installation: TritonInstallation,
+    view: Path,
+    ports: TritonPorts,
+    shm_prefix: str,
+    otlp_endpoint: str | None = None,
 ) -> list[str]:
     """The arguments tritonserver is started with.
 
@@ -94,6 +98,11 @@ def command_line(
         f"--metrics-port={ports.metrics}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
     ]
+    if otlp_endpoint is not None:
+        url = otlp_endpoint.rstrip("/") + "/v1/traces"
+        # Rate 0: only requests that come with a `traceparent`, which the proxy gives to those it traces.
+        tracing = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=0", f"opentelemetry,url={url}")
+        argv += [f"--trace-config={setting}" for setting in tracing]
     if installation.backend_directory is not None:
         argv.append(f"--backend-directory={installation.backend_directory}")
     return argv
@@ -115,6 +124,7 @@ class TritonServer:
         ports: TritonPorts | None = None,
         executable: Path | None = None,
         log_path: Path | None = None,
+        otlp_endpoint: str | None = None,
     ) -> None:
         """Describe the server; `start` or entering it runs it.
 
@@ -124,12 +134,14 @@ class TritonServer:
             ports: where to listen, None for free ports.
             executable: the tritonserver to use, None to look for one.
             log_path: where its log goes, None for a temporary file that `stop` removes.
+            otlp_endpoint: collector of its spans of requests that are traced, None for none.
         """
         self.models = tuple(models)
         self.ports = ports or TritonPorts.choose()
         self._repository = repository
         self._executable = executable
         self._log_path = log_path
+        self._otlp_endpoint = otlp_endpoint
         self._run_dir: Path | None = None
         self._process: ChildProcess | None = None
 
@@ -163,7 +175,9 @@ class TritonServer:
             make_view(self._repository, self.models, view)
             self._process = ChildProcess(
                 "Triton",
-                command_line(installation, view, self.ports, self._run_dir.name),
+                command_line(
+                    installation, view, self.ports, self._run_dir.name, self._otlp_endpoint
+                ),
                 env=installation.environment(),
                 log_path=self._log_path or self._run_dir / "triton.log",
                 log_noise=_NOISE,

@@ -18,6 +18,7 @@ from python_backend.errors import InvalidRequestError
 from python_backend.families.base import PreparedPrompt, PromptImage
 from python_backend.loading import load_engine, load_grammars
 from python_backend.request import GenerationRequest
+from python_backend.stages.metrics import MetricsPublisher, decoder_metrics
 from python_backend.vision_encoder import no_image_embeds
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class DecoderModel:
         engine = load_engine(model, config)
         self._token_text = engine.token_text
         self._loop = EngineLoop(engine, on_broken=self._unload)
+        self._metrics = MetricsPublisher(self._name, decoder_metrics(engine))
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Hand the requests to the engine and return at once."""
@@ -124,6 +126,7 @@ class DecoderModel:
     def finalize(self) -> None:
         """Stop admitting and finish what runs."""
         self._loop.close()
+        self._metrics.close()
 
 
 def _read_images(request: Any) -> list[PromptImage]:

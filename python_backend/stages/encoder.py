@@ -11,6 +11,7 @@ from python_backend.arrays import Array
 from python_backend.config import EngineConfig
 from python_backend.families import load_family
 from python_backend.loading import load_vision_encoder
+from python_backend.stages.metrics import MetricsPublisher, encoder_metrics
 from python_backend.vision_encoder import EncoderImage
 
 
@@ -28,6 +29,7 @@ class EncoderModel:
         config = EngineConfig.from_parameters(triton_io.read_parameters(args))
         self._family = load_family(model.manifest.config, model.processor_dir)
         self._encoder = load_vision_encoder(model, self._family, config)
+        self._metrics = MetricsPublisher(args["model_name"], encoder_metrics(self._encoder.cache))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response per request; pictures of all of them share engine calls."""
@@ -68,4 +70,5 @@ class EncoderModel:
 
     def finalize(self) -> None:
         """Free the engine."""
+        self._metrics.close()
         self._encoder.close()

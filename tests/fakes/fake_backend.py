@@ -53,6 +53,7 @@ class Call:
     prompt: dict[str, Any]
     images: list[bytes]
     sampling: dict[str, Any]
+    traceparent: str | None = None
 
 
 @dataclass
@@ -86,9 +87,10 @@ class FakeBackend:
         prompt: dict[str, Any],
         images: Sequence[bytes],
         sampling: dict[str, Any],
+        traceparent: str | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """Play the script."""
-        self.calls.append(Call(model, request_id, prompt, list(images), sampling))
+        self.calls.append(Call(model, request_id, prompt, list(images), sampling, traceparent))
         is_over = False
         try:
             for step in self.script:

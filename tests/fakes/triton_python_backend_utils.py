@@ -15,6 +15,8 @@ TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 
 unloaded_models: list[str] = []
 """What `unload_model` was called with."""
+metric_values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+"""Every custom metric, by its family's name and its sorted labels."""
 
 
 class TritonModelException(Exception):  # noqa: N818 - Triton's name
@@ -72,6 +74,39 @@ class Tensor:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._array.__dlpack_device__()
+
+
+class Metric:
+    """One series; families refuse what does not go with their kind, as Triton does."""
+
+    def __init__(self, family: MetricFamily, labels: Mapping[str, str]) -> None:
+        self._family, self._key = family, (family.name, tuple(sorted(labels.items())))
+        metric_values[self._key] = 0.0
+
+    def increment(self, value: float) -> None:
+        assert value >= 0 or self._family.kind == MetricFamily.GAUGE, "a counter only goes up"
+        metric_values[self._key] += value
+
+    def set(self, value: float) -> None:
+        assert self._family.kind == MetricFamily.GAUGE, "a counter cannot be set"
+        metric_values[self._key] = value
+
+
+class MetricFamily:
+    """Series of one name; Triton 24.10 has these two kinds."""
+
+    COUNTER, GAUGE = range(2)
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        self.name, self.description, self.kind = name, description, kind
+
+    def Metric(self, labels: Mapping[str, str]) -> Metric:  # noqa: N802 - Triton's name
+        return Metric(self, labels)
+
+
+def metric(name: str, **labels: str) -> float:
+    """For tests: the value of one series."""
+    return metric_values[name, tuple(sorted(labels.items()))]
 
 
 class InferenceResponse:

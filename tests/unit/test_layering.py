@@ -42,7 +42,7 @@ LAYERS = {
         files=("openai_frontend/**/*.py",),
         allowed=(
             *("fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "httpx"),
-            *("grpc", "tritonclient", "prometheus_client"),
+            *("grpc", "tritonclient", "prometheus_client", "opentelemetry"),
             *("openai_frontend", "python_backend.errors", "python_backend.tensor_names"),
             "python_backend.tool_calls",
         ),

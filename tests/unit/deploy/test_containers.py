@@ -136,7 +136,9 @@ def test_the_proxys_pins_are_the_projects() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     lines = (DEPLOY / "proxy-requirements.txt").read_text("utf-8").splitlines()
     pins = [line for line in lines if not line.startswith("#")]
-    assert set(pins) <= set(project["project"]["dependencies"])
+    project = project["project"]
+    tracing = project["optional-dependencies"]["tracing"]
+    assert set(tracing) < set(pins) <= {*project["dependencies"], *tracing}
 
 
 def test_the_proxy_runs_from_the_files_its_image_has(tmp_path: Path) -> None:

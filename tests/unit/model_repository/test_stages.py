@@ -387,6 +387,33 @@ def test_prompt_and_pictures_of_an_earlier_request_are_not_computed_again(ensemb
     assert tokens[0] == tokens[1] == tokens[2]
 
 
+def test_stages_publish_what_they_count(tied):
+    name = tied.model.manifest.name
+    stages = Ensemble(tied.repository, name)
+    for _ in range(2):
+        tokens = details(stages.start(CONVERSATIONS["wide"], GREEDY))
+    for stage in (stages.decoder, stages.encoder):
+        stage.finalize()  # the thread that publishes ends
+        stage._metrics.publish()
+    encoder, decoder = f"{name}{names.ENCODER_SUFFIX}", f"{name}{names.DECODER_SUFFIX}"
+    assert pb_utils.metric("triton_vlm_image_cache_misses_total", model=encoder) == 1
+    assert pb_utils.metric("triton_vlm_image_cache_hits_total", model=encoder) == 1
+    assert pb_utils.metric("triton_vlm_image_cache_bytes", model=encoder) > 0
+    usage = tokens[-1]["usage"]
+    computed = pb_utils.metric(
+        "triton_vlm_decoder_step_tokens_total", model=decoder, kind="prefill"
+    )
+    assert computed == usage["prompt_tokens"] + 1  # all but the last were there the second time
+    rows = pb_utils.metric("triton_vlm_decoder_step_tokens_total", model=decoder, kind="decode")
+    assert rows == 2 * (usage["completion_tokens"] - 1)
+    steps = pb_utils.metric("triton_vlm_decoder_steps_total", model=decoder, kind="decode")
+    assert steps == rows  # one request at a time
+    seconds = pb_utils.metric("triton_vlm_decoder_step_seconds_total", model=decoder, kind="decode")
+    assert seconds > 0
+    for gauge in ("triton_vlm_decoder_waiting", "triton_vlm_decoder_rows"):
+        assert pb_utils.metric(gauge, model=decoder) == 0
+
+
 @pytest.mark.parametrize(
     "lengths", [np.array([1, 1]), np.array([1.0]), np.array([1]), np.zeros((1, 1), np.int64)]
 )

@@ -210,3 +210,29 @@ async def test_log_has_one_line_per_request_without_its_content(make_proxy, capl
     assert "request abc /v1/completions status=200" in line
     assert "prompt_tokens=7 completion_tokens=3" in line
     assert "secret" not in caplog.text
+
+
+async def test_no_log_line_has_anything_of_a_prompt_an_answer_or_an_image(
+    make_proxy, caplog, png_url
+) -> None:
+    image = {"type": "image_url", "image_url": {"url": png_url}}
+    by_url = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/secret.png"}}
+    text = {"type": "text", "text": "secret prompt"}
+    fails_late = FakeBackend([*text_deltas("secret answer")[:2], EngineError("failed")])
+    with caplog.at_level("DEBUG"):
+        for backend in (FakeBackend(text_deltas("secret answer")), fails_late):
+            proxy = make_proxy(backend)
+            for stream in (False, True):
+                await proxy.chat(
+                    messages=[{"role": "user", "content": [text, image]}], stream=stream
+                )
+                await proxy.complete(prompt="secret prompt", stream=stream)
+        await proxy.chat(messages=[{"role": "user", "content": [text, by_url]}])
+        await proxy.chat(model="secret")
+        await proxy.chat(stop=["secret"], temperature=9)
+        await proxy.http.post("/v1/messages", content=b'{"messages": "secret')
+        await proxy.http.post("/tokenize", json={"model": MODEL.id, "prompt": "secret"})
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("openai_frontend")]
+    assert sum(line.startswith("request ") and " status=" in line for line in lines) == 13
+    assert "secret" not in caplog.text
+    assert png_url not in caplog.text

@@ -43,6 +43,7 @@ class TalkativeBackend(FakeBackend):
         prompt: dict[str, Any],
         images: Sequence[bytes],
         sampling: dict[str, Any],
+        traceparent: str | None = None,
     ) -> AsyncGenerator[Delta, None]:
         for index in range(sampling.get("n", 1)):
             text = HERMES.call("f", {"a b": "c d"}) if "tools" in prompt else "a b"

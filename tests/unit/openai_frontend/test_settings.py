@@ -7,6 +7,18 @@ import pytest
 from openai_frontend.settings import Settings, SettingsError
 
 
+def test_the_collector_may_come_from_opentelemetrys_own_variable() -> None:
+    variable = "OTEL_EXPORTER_OTLP_ENDPOINT"
+    theirs, ours = {variable: "http://theirs"}, {"TRITON_VLM_OTLP_ENDPOINT": "http://ours"}
+    assert Settings.from_command_line([], {variable: ""}).otlp_endpoint is None
+    assert Settings.from_command_line([], theirs).otlp_endpoint == "http://theirs"
+    assert Settings.from_command_line([], theirs | ours).otlp_endpoint == "http://ours"
+    flags = ["--otlp-endpoint=http://flag"]
+    assert Settings.from_command_line(flags, theirs | ours).otlp_endpoint == "http://flag"
+    with pytest.raises(SettingsError, match="must be a URL such as http://localhost:4318"):
+        Settings(otlp_endpoint="localhost:4317")
+
+
 def test_flag_wins_over_environment_over_default() -> None:
     environ = {"TRITON_VLM_PORT": "1", "TRITON_VLM_HOST": "::1", "OTHER": "x"}
     settings = Settings.from_command_line(["--port", "2", "--triton", "t:8001"], environ)

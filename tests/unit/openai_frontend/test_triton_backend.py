@@ -13,7 +13,7 @@ import grpc
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from openai_frontend.backend import Delta, Usage
+from openai_frontend.backend import Delta, Timing, Usage
 from openai_frontend.errors import ServiceUnavailableError
 from openai_frontend.triton_backend import TritonBackend
 from python_backend.errors import (
@@ -190,6 +190,24 @@ async def test_request_carries_the_tensors_of_the_contract() -> None:
     assert json.loads(prompt[0]) == {"messages": []}
     assert images == [b"one", b"", b"three"]
     assert json.loads(sampling[0]) == {"n": 1}
+
+
+async def test_a_traced_request_passes_its_span_on_and_asks_where_the_time_went() -> None:
+    timing = {"arrived_at": 1.5, "queue_s": 0.1, "prefill_s": 0.2, "decode_s": 0.3}
+    triton = FakeTriton(script(response("a", is_final=True, timing=timing)))
+    traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
+    async with connected(triton) as backend:
+        sampling: dict[str, Any] = {"n": 1}
+        stream = backend.generate("m", "id-1", {"messages": []}, (), sampling, traceparent)
+        (delta,) = [delta async for delta in stream]
+        assert sampling == {"n": 1}
+        await collect(backend)
+    traced, other = triton.metadata
+    assert traced["traceparent"] == traceparent
+    assert "traceparent" not in other
+    asked = [json.loads(elements(r.raw_input_contents[2])[0]) for r in triton.requests]
+    assert asked == [{"n": 1, "return_timing": True}, {"n": 1}]
+    assert delta.timing == Timing(**timing)
 
 
 async def test_tokens_of_a_prompt_come_from_the_preprocess_stage() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 import weakref
 from collections import defaultdict
 
@@ -276,6 +277,33 @@ def test_usage_and_the_prompts_tokens_come_with_the_first_token():
         assert first.merge(middle).usage == first.usage
         assert first.merge(middle).merge(last).usage == last.usage
     assert _answer(_greedy(max_tokens=1)).prompt_token_ids is None
+
+
+def test_timing_comes_with_the_last_token_only_when_asked_for():
+    engine = fake_engine(FakeRuntime())
+    before = time.time()
+    for request_id, asked in (("a", True), ("b", False)):
+        params = _greedy(n=2, max_tokens=3, ignore_eos=True, return_timing=asked)
+        engine.add_request(fake_request(request_id, b"prompt", params))
+    outputs = _finish(engine)
+    assert [output.is_last for output in outputs if output.timing is not None] == [True]
+    *others, last = (output for output in outputs if output.request_id == "a")
+    timing = last.timing
+    assert before <= timing.arrived_at <= time.time()
+    assert min(timing.queue_s, timing.prefill_s, timing.decode_s) > 0
+    assert timing.queue_s + timing.prefill_s + timing.decode_s <= time.time() - before
+    assert others[-1].merge(last).timing == timing
+
+
+def test_steps_are_counted_by_kind():
+    engine = fake_engine(FakeRuntime())
+    params = _greedy(n=2, max_tokens=3, ignore_eos=True)
+    engine.add_request(fake_request("a", b"prompt of 19 tokens", params))
+    _finish(engine)
+    prefill, decode = engine.step_counts["prefill"], engine.step_counts["decode"]
+    assert prefill.num_tokens == 19
+    assert (decode.num_steps, decode.num_tokens) == (2, 4)
+    assert prefill.seconds > 0 < decode.seconds
 
 
 # --- log probabilities of the prompt ---------------------------------------------------------------

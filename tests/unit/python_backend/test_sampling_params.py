@@ -54,6 +54,7 @@ def test_json_has_only_what_differs_from_the_defaults():
         prompt_logprobs=st.none() | st.integers(0, 20),
         skip_special_tokens=st.booleans(),
         return_token_ids=st.booleans(),
+        return_timing=st.booleans(),
         priority=st.integers(-(2**31) + 1, 2**31 - 1),
     )
 )

@@ -90,6 +90,14 @@ def test_serve_refuses_files_of_the_proxy_before_it_builds(tmp_path: Path, optio
     assert output.count("\n") == 1
 
 
+def test_serve_refuses_a_collector_that_is_no_url_before_it_builds(tmp_path: Path) -> None:
+    options = ["--repository", str(tmp_path), "--otlp-endpoint", "localhost:4317"]
+    status, output = run("serve", "m", *options)
+    assert status == 1
+    assert output.startswith("Error: otlp_endpoint must be a URL such as http://localhost:4318")
+    assert output.count("\n") == 1
+
+
 def test_key_prints_the_line_of_the_file_and_shows_the_key_beside_it(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["key", "alice", "--requests-per-minute", "60"])
     path = tmp_path / "keys"

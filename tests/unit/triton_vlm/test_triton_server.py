@@ -41,6 +41,19 @@ def test_triton_listens_on_the_loopback_address_only() -> None:
     assert "disable-auto-complete-config" in flags
 
 
+def test_triton_traces_only_what_the_proxy_traces() -> None:
+    installation = TritonInstallation(executable=Path("tritonserver"))
+    given = (installation, Path("models"), TritonPorts(grpc=1, metrics=2), "shm")
+    assert not any("trace" in argument for argument in command_line(*given))
+    added = set(command_line(*given, "http://collector:4318/")) - set(command_line(*given))
+    assert added == {
+        "--trace-config=mode=opentelemetry",
+        "--trace-config=level=TIMESTAMPS",
+        "--trace-config=rate=0",
+        "--trace-config=opentelemetry,url=http://collector:4318/v1/traces",
+    }
+
+
 def test_the_default_backend_directory_of_a_container_is_left_alone() -> None:
     installation = TritonInstallation(executable=Path("tritonserver"))
     argv = command_line(installation, Path("models"), TritonPorts(grpc=1, metrics=2), "shm")
