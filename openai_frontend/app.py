@@ -26,6 +26,7 @@ from openai_frontend.observability import ObservabilityMiddleware
 from openai_frontend.openapi import openapi_document
 from openai_frontend.page_routes import page_router
 from openai_frontend.rate_limit import RateLimitMiddleware
+from openai_frontend.response_store import ResponseStore
 from openai_frontend.routes import router
 from openai_frontend.settings import Settings
 
@@ -75,7 +76,10 @@ def create_app(
     app = FastAPI(openapi_url=None, lifespan=lifespan, redirect_slashes=False)
     app.state.backend = backend
     app.state.metrics = metrics
-    app.state.service = ChatService(settings, backend, MediaLoader(settings, fetcher))
+    app.state.responses = ResponseStore(settings)
+    app.state.service = ChatService(
+        settings, backend, MediaLoader(settings, fetcher), app.state.responses
+    )
     app.state.probe = GenerationProbe(backend, settings.probe_timeout_s)
     page = page_router(settings)
     app.include_router(router)
@@ -112,7 +116,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=_EXPOSED_HEADERS,
         )

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from openai_frontend.anthropic_answers import MessagesAnswer
@@ -23,7 +24,11 @@ from openai_frontend.protocol import (
     Tool,
 )
 from openai_frontend.record import RequestRecord
+from openai_frontend.response_answers import ResponsesAnswer
+from openai_frontend.response_history import ResponseHistory
+from openai_frontend.response_store import ResponseStore
 from openai_frontend.responses import Answer, AnswerOptions, ChatAnswer, Choice, CompletionAnswer
+from openai_frontend.responses_api import ResponsesRequest, in_client_words
 from openai_frontend.sampling import cache_salt_of, num_logprobs_of, sampling_of
 from openai_frontend.settings import Settings
 from openai_frontend.structured_output import grammar_of
@@ -80,10 +85,17 @@ class Generation:
 class ChatService:
     """Answers requests with a backend; knows nothing of HTTP but the bytes of bodies."""
 
-    def __init__(self, settings: Settings, backend: Backend, media: MediaLoader) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        backend: Backend,
+        media: MediaLoader,
+        responses: ResponseStore,
+    ) -> None:
         self._settings = settings
         self._backend = backend
         self._media = media
+        self._responses = responses
 
     async def prepare_chat(self, body: bytes | bytearray, record: RequestRecord) -> Generation:
         """Check a body of `/v1/chat/completions` and load its images.
@@ -102,6 +114,23 @@ class ChatService:
         """
         request = parse_body(body, MessagesRequest).to_chat()
         return await self._prepare_chat(request, MessagesAnswer, record)
+
+    async def prepare_response(self, body: bytes | bytearray, record: RequestRecord) -> Generation:
+        """Check a body of `/v1/responses` and load its images.
+
+        Raises:
+            VlmError: the request is wrong, or Triton cannot be asked about the model.
+        """
+        request = parse_body(body, ResponsesRequest)
+        history = ResponseHistory(self._responses, record.api_key, request)
+        chat = request.chat_messages(history.earlier_items())
+        answer_type = partial(ResponsesAnswer, request=request, keep=history.keep)
+        with in_client_words(chat):
+            generation = await self._prepare_chat(request.to_chat(chat), answer_type, record)
+        generation.prompt_param = "input"
+        if generation.grammar_param == "response_format":
+            generation.grammar_param = "text.format"
+        return generation
 
     async def count_tokens(self, body: bytes | bytearray, record: RequestRecord) -> int:
         """How many tokens a conversation has, for `/v1/messages/count_tokens`.

@@ -36,6 +36,12 @@ class ModelNotFoundError(InvalidRequestError):
         super().__init__(f"The model `{model}` does not exist or you do not have access to it.")
 
 
+class ResponseNotFoundError(InvalidRequestError):
+    """There is no stored response with this id that the caller has made."""
+
+    default_code: ClassVar[str] = "response_not_found"
+
+
 class RequestTooLargeError(InvalidRequestError):
     """The request body is larger than the server reads."""
 
@@ -112,6 +118,7 @@ _STATUS: dict[type[BaseException], tuple[int, str]] = {
     MissingApiKeyError: (401, "invalid_request_error"),
     InvalidApiKeyError: (401, "invalid_request_error"),
     ModelNotFoundError: (404, "invalid_request_error"),
+    ResponseNotFoundError: (404, "invalid_request_error"),
     RequestTimeoutError: (408, "invalid_request_error"),
     RequestTooLargeError: (413, "invalid_request_error"),
     UnsupportedEncodingError: (415, "invalid_request_error"),

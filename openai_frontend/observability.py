@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # What may be echoed into a header, a log line and a Triton request id.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}", re.ASCII)
-_MODEL_PREFIX = "/v1/models/"
+# Paths with an id, and the routes that they belong to.
+_ROUTES_WITH_IDS = (
+    (re.compile(r"/v1/models/.+"), "/v1/models/{model}"),
+    (re.compile(r"/v1/responses/[^/]+(|/cancel|/input_items)"), r"/v1/responses/{id}\1"),
+)
 
 
 class ObservabilityMiddleware:
@@ -68,8 +72,9 @@ class ObservabilityMiddleware:
 
 def _new_record(scope: Scope) -> RequestRecord:
     path = scope["path"]
-    if path.startswith(_MODEL_PREFIX):
-        path = "/v1/models/{model}"
+    for pattern, route in _ROUTES_WITH_IDS:
+        if match := pattern.fullmatch(path):
+            path = match.expand(route)
     generated = uuid.uuid4().hex
     asked = Headers(scope=scope).get("x-request-id", "")
     is_usable = _REQUEST_ID.fullmatch(asked) is not None

@@ -21,6 +21,8 @@ from openai_frontend import anthropic_answers
 from openai_frontend.anthropic_messages import CountTokensRequest, MessagesRequest
 from openai_frontend.errors import kinds_of
 from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest
+from openai_frontend.response_history import ItemQuery
+from openai_frontend.responses_api import ResponsesRequest
 from openai_frontend.tokenize_requests import DetokenizeRequest, TokenizeRequest
 from openai_frontend.version import VERSION
 
@@ -35,6 +37,7 @@ class _Operation:
 
     Attributes:
         body: of the request, None if it has none.
+        query: of the URL, None if it has none.
         answer: of an answer in JSON, None if there is no such answer.
         event: of an event's data, if the answer can be streamed.
         others: media types of answers that are not JSON.
@@ -43,6 +46,7 @@ class _Operation:
     """
 
     body: type[BaseModel] | None = None
+    query: type[BaseModel] | None = None
     answer: type[BaseModel] | None = None
     event: type[BaseModel] | None = None
     others: tuple[str, ...] = ()
@@ -51,6 +55,7 @@ class _Operation:
 
 
 _PROMPT_ERRORS = (400, 404, 408, 429, 503)
+# By path, or by method and path where methods differ.
 _OPERATIONS: Final[Mapping[str, _Operation]] = {
     "/v1/chat/completions": _Operation(
         body=ChatCompletionRequest,
@@ -63,6 +68,18 @@ _OPERATIONS: Final[Mapping[str, _Operation]] = {
         answer=answers.Completion,
         event=answers.CompletionChunk,
         statuses=_PROMPT_ERRORS,
+    ),
+    "/v1/responses": _Operation(
+        body=ResponsesRequest,
+        answer=answers.Response,
+        others=(_EVENTS,),
+        statuses=_PROMPT_ERRORS,
+    ),
+    "/v1/responses/{id}": _Operation(answer=answers.Response, statuses=(400, 404)),
+    "DELETE /v1/responses/{id}": _Operation(answer=answers.DeletedResponse, statuses=(404,)),
+    "/v1/responses/{id}/cancel": _Operation(statuses=(400, 404)),
+    "/v1/responses/{id}/input_items": _Operation(
+        query=ItemQuery, answer=answers.ResponseItemList, statuses=(400, 404)
     ),
     "/v1/messages": _Operation(
         body=MessagesRequest,
@@ -141,7 +158,7 @@ def _component_schemas() -> Schema:
 
 def _operation(route: APIRoute, method: str, needs_key: bool) -> Schema:
     path = route.path_format
-    described = _OPERATIONS[path]
+    described = _OPERATIONS.get(f"{method} {path}") or _OPERATIONS[path]
     result: Schema = {
         "operationId": route.name if method != "HEAD" else f"{route.name}_head",
         "summary": (route.endpoint.__doc__ or "").strip().splitlines()[0],
@@ -153,6 +170,11 @@ def _operation(route: APIRoute, method: str, needs_key: bool) -> Schema:
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in sorted(route.param_convertors)
     ]
+    if described.query is not None:
+        properties = described.query.model_json_schema()["properties"]
+        parameters += [
+            {"name": name, "in": "query", "schema": schema} for name, schema in properties.items()
+        ]
     if parameters:
         result["parameters"] = parameters
     if described.body is not None:
@@ -167,7 +189,9 @@ def _responses(path: str, described: _Operation, method: str, needs_key: bool) -
         content[_JSON] = {"schema": _ref(described.answer)}
     if described.event is not None:
         content[_EVENTS] = {"schema": _event(described.event)}
-    responses: Schema = {"200": _response("The answer.", content if method != "HEAD" else {})}
+    responses: Schema = {}
+    if content:
+        responses["200"] = _response("The answer.", content if method != "HEAD" else {})
     if described.is_cached:
         responses["304"] = _response("What the client has is still right.", {})
     statuses = {*_EVERYWHERE, *described.statuses, *([401] if needs_key else [])}

@@ -69,12 +69,16 @@ class ImagePart(Fields):
 # The tags in angle brackets keep pydantic's error locations apart from what the client wrote.
 
 
-def by_type(things: str, *kinds: str) -> Discriminator:
-    """Tells the members of a union, tagged `<{kind}>`, apart by their `type`, one of two or more `kinds`."""
+def by_type(things: str, *kinds: str, default: str | None = None) -> Discriminator:
+    """Tells the members of a union, tagged `<{kind}>`, apart by their `type`, one of two or more `kinds`.
+
+    One without a type is of the kind `default`, if there is such a kind.
+    """
     *others, last = map(repr, kinds)
 
     def tag(part: Any) -> str | None:
         kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+        kind = default if kind is None else kind
         return f"<{kind}>" if kind in kinds else None
 
     return Discriminator(

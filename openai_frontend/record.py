@@ -9,13 +9,18 @@ from openai_frontend.api_keys import ApiKey
 from openai_frontend.backend import Timing
 from openai_frontend.quota import Quota
 
-GENERATION_ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages"})
+GENERATION_ENDPOINTS = frozenset(
+    {"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"}
+)
 PROMPT_ENDPOINTS = GENERATION_ENDPOINTS | {
     "/v1/messages/count_tokens",
     "/tokenize",
     "/detokenize",
 }
 ENDPOINTS = PROMPT_ENDPOINTS | {
+    "/v1/responses/{id}",
+    "/v1/responses/{id}/cancel",
+    "/v1/responses/{id}/input_items",
     "/v1/models",
     "/v1/models/{model}",
     "/health/live",

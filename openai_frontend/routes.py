@@ -16,9 +16,12 @@ from openai_frontend.disconnect import until_disconnect
 from openai_frontend.errors import ModelNotFoundError, ServiceUnavailableError
 from openai_frontend.health_probe import GenerationProbe
 from openai_frontend.record import RequestRecord
+from openai_frontend.response_history import ItemQuery, item_list
+from openai_frontend.response_store import ResponseStore, StoredResponse
 from openai_frontend.sse import EventStreamResponse
+from openai_frontend.validation import NoQuery, parse_query
 from openai_frontend.version import VERSION
-from python_backend.errors import RequestCancelledError
+from python_backend.errors import InvalidRequestError, RequestCancelledError
 
 router = APIRouter()
 _T = TypeVar("_T")
@@ -48,6 +51,44 @@ async def count_tokens(request: Request) -> Response:
     """How many tokens a message would be asked with."""
     num_tokens = await _from_body(request, _service(request).count_tokens)
     return JSONResponse({"input_tokens": num_tokens})
+
+
+@router.post("/v1/responses")
+async def create_response(request: Request) -> Response:
+    """OpenAI's responses, streamed or whole."""
+    return await _generate(request, _service(request).prepare_response)
+
+
+@router.get("/v1/responses/{id}")
+async def get_response(request: Request) -> Response:
+    """A stored response."""
+    parse_query(request.query_params.multi_items(), NoQuery)
+    return Response(_stored(request).body, media_type="application/json")
+
+
+@router.delete("/v1/responses/{id}")
+async def delete_response(request: Request) -> Response:
+    """Forgets a stored response."""
+    response_id = request.path_params["id"]
+    _responses(request).remove(request.state.record.api_key, response_id)
+    return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.post("/v1/responses/{id}/cancel")
+async def cancel_response(request: Request) -> Response:
+    """Refused: a response is stored when it has come to its end."""
+    _stored(request)
+    raise InvalidRequestError(
+        "This response has ended, and there are none in the background; to cancel a running one, close its "
+        "connection."
+    )
+
+
+@router.get("/v1/responses/{id}/input_items")
+async def list_input_items(request: Request) -> Response:
+    """What the request of a stored response brought."""
+    query = parse_query(request.query_params.multi_items(), ItemQuery)
+    return JSONResponse(item_list(request.path_params["id"], _stored(request), query))
 
 
 @router.post("/tokenize")
@@ -137,6 +178,16 @@ async def _body(request: Request) -> bytearray:
 def _service(request: Request) -> ChatService:
     service: ChatService = request.app.state.service
     return service
+
+
+def _responses(request: Request) -> ResponseStore:
+    responses: ResponseStore = request.app.state.responses
+    return responses
+
+
+def _stored(request: Request) -> StoredResponse:
+    """The stored response that the path names, if the caller has made it."""
+    return _responses(request).find(request.state.record.api_key, request.path_params["id"])
 
 
 async def _from_body(request: Request, method: _OfBody[_T]) -> _T:

@@ -21,6 +21,7 @@ OTLP_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _MIB = 1024 * 1024
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _HTTP_URL = re.compile(r"https?://[^/\s]\S*")
+_MAY_BE_ZERO = ("port", "max_media_redirects", "max_stored_responses", "models_ttl_s")
 # What browsers send as Origin: no path, not even a slash at the end.
 _ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
 
@@ -86,6 +87,14 @@ class Settings:
         None, "folder whose images clients may name by file: URL; without it none"
     )
 
+    max_stored_responses: int = _setting(
+        1000, "responses of /v1/responses kept in memory for all API keys together; 0: none"
+    )
+    max_stored_bytes: int = _setting(256 * _MIB, "memory for stored responses and their inputs")
+    stored_response_ttl_s: float = _setting(
+        3600.0, "time a stored response is kept after it was last used"
+    )
+
     models_ttl_s: float = _setting(5.0, "how long the list of Triton's models is remembered")
     probe_timeout_s: float = _setting(10.0, "time in which /health/generate must have its tokens")
     retry_after_s: int = _setting(1, "Retry-After of 429 and 503 answers, in seconds")
@@ -101,7 +110,7 @@ class Settings:
         for setting in dataclasses.fields(self):
             value = getattr(self, setting.name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            minimum = 0 if setting.name in ("port", "max_media_redirects", "models_ttl_s") else 1e-9
+            minimum = 0 if setting.name in _MAY_BE_ZERO else 1e-9
             if is_number and not value >= minimum:  # also true for "nan"
                 raise SettingsError(f"{setting.name} is {value}; it must be greater than zero")
         if self.log_level not in ("debug", "info", "warning", "error"):

@@ -67,6 +67,26 @@ UNSUPPORTED_MESSAGES: dict[str, tuple[object, ...]] = {
     "thinking": ({"type": "disabled"},),
 }
 
+# Of OpenAI's Responses API.
+UNSUPPORTED_RESPONSES: dict[str, tuple[object, ...]] = {
+    "access_programs": (),
+    "background": (False,),
+    "background_options": (),
+    "context_management": (),
+    "conversation": (),
+    "image": (),
+    "max_tool_calls": (),
+    "moderation": (),
+    "prompt": (),
+    "prompt_cache_key": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
+    "reasoning": (),
+    "service_tier": ("auto", "default"),
+    "stream_options": ({"include_obfuscation": False},),
+    "truncation": ("disabled",),
+}
+
 
 def documented(unsupported: Mapping[str, tuple[object, ...]]) -> Callable[[dict[str, Any]], None]:
     """Adds the fields to the JSON schema of a model, with the values that pass."""

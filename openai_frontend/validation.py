@@ -7,7 +7,8 @@ change.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import pydantic
 import pydantic_core
@@ -44,6 +45,28 @@ def parse_body(body: bytes | bytearray, model: type[Model]) -> Model:
         ) from error
     if not isinstance(value, dict):
         raise InvalidRequestError("The request body must be a JSON object.", code="invalid_type")
+    return _validated(value, model)
+
+
+class NoQuery(pydantic.BaseModel):
+    """A query without parameters."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+
+def parse_query(parameters: Sequence[tuple[str, str]], model: type[Model]) -> Model:
+    """Check the parameters of a URL against the fields of `model`.
+
+    Raises:
+        InvalidRequestError: names the first parameter at fault.
+    """
+    value = dict(parameters)
+    if len(value) < len(parameters):
+        raise InvalidRequestError("Each parameter may be in the URL once.")
+    return _validated(value, model)
+
+
+def _validated(value: dict[str, Any], model: type[Model]) -> Model:
     try:
         return model.model_validate(value)
     except pydantic.ValidationError as error:
