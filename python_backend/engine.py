@@ -256,10 +256,10 @@ class Engine:
         """
         outputs: dict[Choice, RequestOutput] = {}
         failures = []
-        rows = list(range(len(choices)))
-        for place in range(logits.shape[1]):
+        rows, place = list(range(len(choices))), 0
+        while rows:
             of_place = logits[:, place] if len(rows) == len(choices) else logits[rows, place]
-            tokens, goes_on = self._sample([choices[row] for row in rows], of_place)
+            tokens, were_guessed = self._sample([choices[row] for row in rows], of_place)
             for row, token in zip(rows, tokens, strict=True):
                 choice = choices[row]
                 state = self._states.get(choice)
@@ -275,9 +275,10 @@ class Engine:
                 outputs[choice] = earlier.merge(output) if earlier else output
             rows = [
                 row
-                for row, goes in zip(rows, goes_on, strict=True)
-                if goes and choices[row].finish_reason is None
+                for row, was_guessed in zip(rows, were_guessed, strict=True)
+                if was_guessed and choices[row].finish_reason is None
             ]
+            place += 1
         return [*outputs.values(), *failures]
 
     def _prompt_outputs(self, plan: StepPlan) -> list[RequestOutput]:
