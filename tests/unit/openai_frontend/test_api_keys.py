@@ -333,6 +333,7 @@ async def test_preflight_needs_no_key_and_refusals_can_be_read(make_proxy) -> No
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == "https://app.example"
     assert "x-stainless-os" in preflight.headers["access-control-allow-headers"]
+    assert preflight.headers["access-control-allow-methods"] == "GET, POST, DELETE"
     assert "access-control-allow-credentials" not in preflight.headers
     refused = await proxy.http.get("/v1/models", headers=origin)
     assert refused.status_code == 401
@@ -344,7 +345,7 @@ async def test_preflight_needs_no_key_and_refusals_can_be_read(make_proxy) -> No
 
 async def test_other_origins_and_other_methods_are_not_allowed(make_proxy) -> None:
     proxy = make_proxy(settings=Settings(cors_origins=("https://app.example",)))
-    for origin, method in (("https://evil.example", "POST"), ("https://app.example", "DELETE")):
+    for origin, method in (("https://evil.example", "POST"), ("https://app.example", "PUT")):
         headers = {"origin": origin, "access-control-request-method": method}
         assert (await proxy.http.options("/v1/models", headers=headers)).status_code == 400
     # As if no page had asked.
