@@ -59,6 +59,7 @@ class Generation:
         tool_format: how the model writes the tool calls that the answer may have; None for none.
         answer: shape of the answer.
         is_stream: whether the client wants events.
+        in_client_words: gives fields in an error of a stage the names that the client knows.
     """
 
     model: ModelInfo
@@ -70,6 +71,7 @@ class Generation:
     tool_format: ToolFormat | None
     answer: Answer
     is_stream: bool
+    in_client_words: Callable[[str], str] = str
 
     @property
     def num_choices(self) -> int:
@@ -122,14 +124,17 @@ class ChatService:
             VlmError: the request is wrong, or Triton cannot be asked about the model.
         """
         request = parse_body(body, ResponsesRequest)
-        history = ResponseHistory(self._responses, record.api_key, request)
+        history = ResponseHistory(
+            self._responses, record.api_key, request, self._settings.max_body_bytes
+        )
         chat = request.chat_messages(history.earlier_items())
         answer_type = partial(ResponsesAnswer, request=request, keep=history.keep)
-        with in_client_words(chat):
+        try:
             generation = await self._prepare_chat(request.to_chat(chat), answer_type, record)
-        generation.prompt_param = "input"
-        if generation.grammar_param == "response_format":
-            generation.grammar_param = "text.format"
+        except InvalidRequestError as error:
+            _rename_fields(error, lambda text: in_client_words(chat.in_client_words(text)))
+            raise
+        generation.in_client_words = in_client_words
         return generation
 
     async def count_tokens(self, body: bytes | bytearray, record: RequestRecord) -> int:
@@ -367,8 +372,15 @@ class ChatService:
                     error.param = generation.prompt_param
                 elif generation.grammar_param and (error.param or "").startswith("grammar"):
                     error.param = generation.grammar_param
+                _rename_fields(error, generation.in_client_words)
                 raise
         tally.check_complete()
+
+
+def _rename_fields(error: InvalidRequestError, in_client_words: Callable[[str], str]) -> None:
+    error.message = in_client_words(error.message)
+    if error.param is not None:
+        error.param = in_client_words(error.param)
 
 
 class _Tally:

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}", re.ASCII)
 # Paths with an id, and the routes that they belong to.
 _ROUTES_WITH_IDS = (
-    (re.compile(r"/v1/models/.+"), "/v1/models/{model}"),
+    (re.compile(r"/v1/models/.*", re.DOTALL), "/v1/models/{model}"),
     (re.compile(r"/v1/responses/[^/]+(|/cancel|/input_items)"), r"/v1/responses/{id}\1"),
 )
 

@@ -32,6 +32,7 @@ from openai_frontend.unsupported import (
 from python_backend.errors import InvalidRequestError
 from python_backend.tool_calls import FUNCTION_NAME, MAX_FUNCTIONS
 
+MAX_MESSAGES = 4096
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 _MAX_INT32 = 2**31 - 1
@@ -275,15 +276,14 @@ def _tool_choice_kind(value: Any) -> str | None:
     return "<text>" if isinstance(value, str) else "<tool>" if isinstance(value, dict) else None
 
 
-ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<text>")]
-    | Annotated[NamedTool, Tag("<tool>")],
-    Discriminator(
-        _tool_choice_kind,
-        custom_error_type="invalid_type",
-        custom_error_message="It must be 'none', 'auto', 'required' or a tool",
-    ),
-]
+AnyToolChoice = Annotated[Literal["none", "auto", "required"], Tag("<text>")]
+WORD_OR_TOOL = Discriminator(
+    _tool_choice_kind,
+    custom_error_type="invalid_type",
+    custom_error_message="It must be 'none', 'auto', 'required' or a tool",
+)
+"""Tells an `AnyToolChoice` from a tool, `<tool>`."""
+ToolChoice = Annotated[AnyToolChoice | Annotated[NamedTool, Tag("<tool>")], WORD_OR_TOOL]
 
 
 _StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -374,7 +374,7 @@ class ChatCompletionRequest(GenerationFields, ConversationFields):
 
     model_config = ConfigDict(json_schema_extra=documented(UNSUPPORTED_CHAT))
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=_MAX_INT32)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

@@ -117,8 +117,9 @@ class ResponsesAnswer(Answer):
             item["arguments"] = ""
         else:
             self._place += ',"content_index":0'
-            part = item["content"].pop()
-            part |= {"text": ""}
+            part = item["content"].pop() | {"text": ""}
+            if "logprobs" in part:
+                part["logprobs"] = []
         data += self._event(
             "output_item.added", f'"output_index":{self._num_items - 1},"item":{dumps(item)}'
         )

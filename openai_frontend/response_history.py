@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import pydantic_core
@@ -31,34 +32,39 @@ class ResponseHistory:
         store: where responses are kept.
         owner: who asks.
         request: what is asked.
+        max_bytes: largest conversation that is continued.
 
     Raises:
         ResponseNotFoundError: what shall be continued is not there.
-        InvalidRequestError: it shall be stored and cannot be.
+        InvalidRequestError: that is too large, or it shall be stored and cannot be.
     """
 
     def __init__(
-        self, store: ResponseStore, owner: ApiKey | None, request: ResponsesRequest
+        self,
+        store: ResponseStore,
+        owner: ApiKey | None,
+        request: ResponsesRequest,
+        max_bytes: int,
     ) -> None:
         self._store = store
-        self._owner = owner
-        self._previous = self._find(request.previous_response_id)
-        self._input_items = b""
-        self._is_stored = store.is_enabled and request.store is not False
+        self._previous = None
+        if request.previous_response_id is not None:
+            self._previous = self._find(owner, request.previous_response_id, max_bytes)
         if request.store and not store.is_enabled:
             raise InvalidRequestError(
                 "This server stores no responses; send the request with 'store' false.",
                 code="unsupported_value",
                 param="store",
             )
-        if self._is_stored:
-            self._input_items = dumps(request.items()).encode("utf-8", "replace")
-            store.check_size(len(self._input_items))
+        self._response = None
+        if store.is_enabled and request.store is not False:
+            input_items = dumps(request.items()).encode("utf-8", "replace")
+            self._response = store.begin(owner, input_items, self._previous)
 
     @property
     def keep(self) -> Callable[[str, bytes], None] | None:
         """Keeps the response with an id and a body; None if nothing shall be kept."""
-        return self._keep if self._is_stored else None
+        return None if self._response is None else partial(self._keep, self._response)
 
     def earlier_items(self) -> list[InputItem]:
         """The conversation that the request continues."""
@@ -68,18 +74,24 @@ class ResponseHistory:
             items += pydantic_core.from_json(turn.body)["output"]
         return InputItems.validate_python(items)
 
-    def _find(self, response_id: str | None) -> StoredResponse | None:
-        if response_id is None:
-            return None
+    def _find(self, owner: ApiKey | None, response_id: str, max_bytes: int) -> StoredResponse:
         try:
-            return self._store.find(self._owner, response_id)
+            response = self._store.find(owner, response_id)
         except ResponseNotFoundError as error:
             error.param = "previous_response_id"
             raise
+        num_bytes = response.num_conversation_bytes
+        if num_bytes > max_bytes:  # before all of it is parsed for a small request
+            raise InvalidRequestError(
+                f"The conversation of '{response_id}' has {num_bytes} bytes, and a request may have "
+                f"{max_bytes}; begin a new one.",
+                param="previous_response_id",
+            )
+        return response
 
-    def _keep(self, response_id: str, body: bytes) -> None:
-        response = StoredResponse(input_items=self._input_items, body=body, previous=self._previous)
-        self._store.add(self._owner, response_id, response)
+    def _keep(self, response: StoredResponse, response_id: str, body: bytes) -> None:
+        response.body = body
+        self._store.add(response_id, response)
 
 
 class ItemQuery(BaseModel):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, TypeAdapter
 
 from openai_frontend.protocol import Fields, FunctionName, by_type, text_or_list
+from python_backend.errors import InvalidRequestError
 
 _ItemId = Annotated[str, Field(min_length=1, max_length=512)]
 _Status = Literal["in_progress", "completed", "incomplete"]
@@ -147,19 +148,27 @@ class ChatMessages:
         self._append({"role": role, "content": text}, path)
 
     def add_item(self, item: InputItem, path: str) -> None:
-        """Add an item, sent as the field `path`."""
+        """Add an item, sent as the field `path`.
+
+        Raises:
+            InvalidRequestError: a message has a part that does not belong to its role.
+        """
         match item:
             case MessageItem(role="assistant"):
                 answer = self._open_answer(path, {"content", "tool_calls"})
                 answer["content"] = _chat_content(item.content)
+                self._paths[f"{self._last}.content"] = f"{path}.content"
             case MessageItem():
+                _refuse_output(item, path)
                 self._append({"role": item.role, "content": _chat_content(item.content)}, path)
             case ReasoningItem():
                 answer = self._open_answer(path, {"reasoning_content", "content", "tool_calls"})
                 answer["reasoning_content"] = "".join(part.text for part in item.content or ())
             case FunctionCallItem():
                 calls = self._open_answer(path, set()).setdefault("tool_calls", [])
-                self._paths[f"{self._last}.tool_calls[{len(calls)}].function"] = path
+                place = f"{self._last}.tool_calls"
+                self._paths.setdefault(place, path)
+                self._paths[f"{place}[{len(calls)}].function"] = path
                 function = {"name": item.name, "arguments": item.arguments}
                 calls.append({"id": item.call_id, "type": "function", "function": function})
             case FunctionCallOutputItem():
@@ -191,12 +200,23 @@ class ChatMessages:
     def _client_path(self, match: re.Match[str]) -> str:
         known = match[0]
         while known not in self._paths:
+            if known == "messages":  # in a text that the client has sent
+                return match[0]
             known = _LAST_STEP.sub("", known)
         path, rest = self._paths[known], match[0][len(known) :]
         if not path.startswith("input["):
             return path.partition(".")[0]
         rest = rest.replace(".image_url.url", ".image_url").replace("tool_call_id", "call_id")
         return path + rest
+
+
+def _refuse_output(item: MessageItem, path: str) -> None:
+    for i, part in enumerate(item.content):
+        if isinstance(part, OutputText):
+            raise InvalidRequestError(
+                f"Parts of type 'output_text' are for messages of the assistant, not of the {item.role}.",
+                param=f"{path}.content[{i}].type",
+            )
 
 
 def _chat_content(

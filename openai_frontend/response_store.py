@@ -11,32 +11,58 @@ from typing import Final
 from openai_frontend.api_keys import ApiKey
 from openai_frontend.errors import ResponseNotFoundError
 from openai_frontend.settings import Settings
-from python_backend.errors import InvalidRequestError
+from python_backend.errors import InvalidRequestError, OverloadedError
 
-_ENTRY_BYTES: Final = 1024
+_OVERHEAD_BYTES: Final = 1024
 """Of a response besides its JSON, about."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class StoredResponse:
-    """One response and what it was the answer to.
+    """What a request brought and, at its end, the response.
 
-    Attributes:
-        input_items: JSON array of what its request brought.
-        body: JSON of the response.
+    Its bytes are counted as long as it is in memory, whoever holds it: the store under its id, a response
+    that continues it, or the request that is being answered.
+
+    Args:
+        namespace: of the API key that asks.
+        input_items: JSON array of what the request brought.
         previous: what it continues.
-        num_holders: ids and continuations that keep it in memory; the store counts them.
     """
 
-    input_items: bytes
-    body: bytes
-    previous: StoredResponse | None = None
-    num_holders: int = 0
+    __slots__ = ("_body", "input_items", "namespace", "previous")
+
+    def __init__(
+        self, namespace: Namespace, input_items: bytes, previous: StoredResponse | None
+    ) -> None:
+        self.namespace = namespace
+        self.input_items = input_items
+        self.previous = previous
+        self._body = b""
+        namespace.num_bytes += self.num_bytes
+
+    def __del__(self) -> None:
+        # Of all that can end a request, this cannot be missed.
+        self.namespace.num_bytes -= self.num_bytes
+
+    @property
+    def body(self) -> bytes:
+        """JSON of the response; nothing before its end."""
+        return self._body
+
+    @body.setter
+    def body(self, body: bytes) -> None:
+        self.namespace.num_bytes += len(body) - len(self._body)
+        self._body = body
 
     @property
     def num_bytes(self) -> int:
         """Memory that it takes, without what it continues."""
-        return len(self.input_items) + len(self.body) + _ENTRY_BYTES
+        return len(self.input_items) + len(self._body) + _OVERHEAD_BYTES
+
+    @property
+    def num_conversation_bytes(self) -> int:
+        """Memory that it takes with all that it continues."""
+        return sum(turn.num_bytes for turn in self.conversation())
 
     def conversation(self) -> Iterator[StoredResponse]:
         """All that it continues, from the beginning, and itself."""
@@ -48,13 +74,40 @@ class StoredResponse:
         return reversed(turns)
 
 
+@dataclass(slots=True)
+class _Entry:
+    response: StoredResponse
+    used_at: float
+
+
+@dataclass(slots=True, eq=False)
+class Namespace:
+    """What one API key has stored.
+
+    Attributes:
+        entries: by id, the one that was unused for the longest time first.
+        num_bytes: of all its responses in memory.
+    """
+
+    entries: OrderedDict[str, _Entry] = field(default_factory=OrderedDict)
+    num_bytes: int = 0
+
+    def drop_oldest(self) -> None:
+        """Forget the id that was unused for the longest time."""
+        self.entries.popitem(last=False)
+
+    def drop_unused_since(self, last_used_at: float) -> None:
+        """Forget the ids that were not used after a time."""
+        while self.entries and next(iter(self.entries.values())).used_at <= last_used_at:
+            self.drop_oldest()
+
+
 class ResponseStore:
     """Keeps responses until they are deleted, unused for too long, or in the way of newer ones.
 
     Every API key has a namespace of its own, and sees no other. When there are too many responses, or too
     many bytes, the one goes that was unused for the longest time in the namespace that has the most of them,
-    so that one caller cannot push out all others. A response that others continue stays in memory, and is
-    counted, as long as one of them does, although its id is gone.
+    so that one caller cannot push out all others.
 
     Args:
         settings: the bounds.
@@ -66,7 +119,7 @@ class ResponseStore:
         self._max_bytes = settings.max_stored_bytes
         self._ttl_s = settings.stored_response_ttl_s
         self._clock = clock
-        self._namespaces: dict[bytes, _Namespace] = {}
+        self._namespaces: dict[bytes, Namespace] = {}
 
     @property
     def is_enabled(self) -> bool:
@@ -80,31 +133,40 @@ class ResponseStore:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that is in use."""
+        """Memory that is in use, also by requests that are being answered."""
         return sum(namespace.num_bytes for namespace in self._namespaces.values())
 
-    def check_size(self, num_bytes: int) -> None:
-        """Refuse a request whose input can never be kept.
+    def begin(
+        self, owner: ApiKey | None, input_items: bytes, previous: StoredResponse | None = None
+    ) -> StoredResponse:
+        """What a request brings that shall be stored, with room made for it.
 
         Raises:
-            InvalidRequestError: there is no room for `num_bytes` in an empty store.
+            InvalidRequestError: the conversation is too large for an empty store.
+            OverloadedError: it is too large beside those that are being answered.
         """
-        if num_bytes + _ENTRY_BYTES > self._max_bytes:
+        self._sweep()
+        namespace = self._namespaces.setdefault(_name(owner), Namespace())
+        response = StoredResponse(namespace, input_items, previous)
+        num_bytes = response.num_conversation_bytes
+        if num_bytes > self._max_bytes:
             raise InvalidRequestError(
-                f"The input has {num_bytes} bytes, more than this server can store; send it with "
-                "'store' false.",
+                f"The conversation has {num_bytes} bytes, and this server stores {self._max_bytes}; send "
+                "the request with 'store' false.",
                 param="store",
             )
+        self._make_room(namespace)
+        if self.num_bytes > self._max_bytes:
+            raise OverloadedError(
+                "The requests that are being answered fill the store of responses; try again later, or "
+                "send the request with 'store' false."
+            )
+        return response
 
-    def add(self, owner: ApiKey | None, response_id: str, response: StoredResponse) -> None:
-        """Keep a response, and drop others where it needs their room."""
-        self._drop_expired()
-        namespace = self._namespaces.setdefault(_name(owner), _Namespace())
-        namespace.add(response_id, response, self._clock())
-        while self.num_responses > self._max_responses:
-            self._drop_oldest(max(self._namespaces.values(), key=lambda each: len(each.entries)))
-        while self.num_bytes > self._max_bytes:
-            self._drop_oldest(max(self._namespaces.values(), key=lambda each: each.num_bytes))
+    def add(self, response_id: str, response: StoredResponse) -> None:
+        """Keep a response that has come to its end, and drop others where it needs their room."""
+        response.namespace.entries[response_id] = _Entry(response, self._clock())
+        self._make_room(response.namespace)
 
     def find(self, owner: ApiKey | None, response_id: str) -> StoredResponse:
         """A response that the same caller has made; counts as a use.
@@ -112,16 +174,18 @@ class ResponseStore:
         Raises:
             ResponseNotFoundError: there is none, or no longer.
         """
-        self._drop_expired()
-        namespace = self._namespaces.get(_name(owner))
-        response = namespace and namespace.find(response_id, self._clock())
-        if not response:
+        self._sweep()
+        namespace = self._namespaces.get(_name(owner), Namespace())
+        entry = namespace.entries.get(response_id)
+        if entry is None:
             raise ResponseNotFoundError(
                 f"There is no response with the id '{response_id}' of this API key, or no longer: the server "
                 f"keeps up to {self._max_responses} responses, each for {self._ttl_s:.0f} seconds after its "
                 "last use, and drops the oldest when there are more."
             )
-        return response
+        entry.used_at = self._clock()
+        namespace.entries.move_to_end(response_id)
+        return entry.response
 
     def remove(self, owner: ApiKey | None, response_id: str) -> None:
         """Forget a response of the same caller.
@@ -129,71 +193,32 @@ class ResponseStore:
         Raises:
             ResponseNotFoundError: there is none, or no longer.
         """
-        self.find(owner, response_id)
-        self._namespaces[_name(owner)].remove(response_id)
-        self._forget_empty()
+        del self.find(owner, response_id).namespace.entries[response_id]
 
-    def _drop_expired(self) -> None:
+    def _make_room(self, namespace: Namespace) -> None:
+        """Drop responses until the others are within the bounds, as far as that can be done.
+
+        A caller whose running requests fill the store has nothing that can be dropped; then it is for
+        `namespace`, which needs the room, to make it.
+        """
+        while self.num_responses > self._max_responses:
+            max(self._namespaces.values(), key=lambda each: len(each.entries)).drop_oldest()
+        while self.num_bytes > self._max_bytes:
+            largest = max(self._namespaces.values(), key=lambda each: each.num_bytes)
+            if not largest.entries:
+                largest = namespace
+            if not largest.entries:
+                break
+            largest.drop_oldest()
+
+    def _sweep(self) -> None:
+        """Forget what has expired, and namespaces of which nothing is left."""
         last_used_at = self._clock() - self._ttl_s
         for namespace in self._namespaces.values():
             namespace.drop_unused_since(last_used_at)
-        self._forget_empty()
-
-    def _drop_oldest(self, namespace: _Namespace) -> None:
-        namespace.remove(next(iter(namespace.entries)))
-        self._forget_empty()
-
-    def _forget_empty(self) -> None:
-        self._namespaces = {name: each for name, each in self._namespaces.items() if each.entries}
-
-
-@dataclass(slots=True)
-class _Entry:
-    response: StoredResponse
-    used_at: float
-
-
-@dataclass(slots=True)
-class _Namespace:
-    """The responses of one API key, the one that was unused for the longest time first."""
-
-    entries: OrderedDict[str, _Entry] = field(default_factory=OrderedDict)
-    num_bytes: int = 0
-
-    def add(self, response_id: str, response: StoredResponse, now: float) -> None:
-        self.entries[response_id] = _Entry(response, now)
-        # What was dropped while its continuation was generated is counted again.
-        turn: StoredResponse | None = response
-        while turn is not None:
-            turn.num_holders += 1
-            if turn.num_holders > 1:
-                break
-            self.num_bytes += turn.num_bytes
-            turn = turn.previous
-
-    def find(self, response_id: str, now: float) -> StoredResponse | None:
-        entry = self.entries.get(response_id)
-        if entry is None:
-            return None
-        entry.used_at = now
-        self.entries.move_to_end(response_id)
-        return entry.response
-
-    def remove(self, response_id: str) -> None:
-        turn: StoredResponse | None = self.entries.pop(response_id).response
-        while turn is not None:
-            turn.num_holders -= 1
-            if turn.num_holders:
-                break
-            self.num_bytes -= turn.num_bytes
-            turn = turn.previous
-
-    def drop_unused_since(self, last_used_at: float) -> None:
-        while self.entries:
-            response_id, entry = next(iter(self.entries.items()))
-            if entry.used_at > last_used_at:
-                break
-            self.remove(response_id)
+        self._namespaces = {
+            name: each for name, each in self._namespaces.items() if each.entries or each.num_bytes
+        }
 
 
 def _name(owner: ApiKey | None) -> bytes:

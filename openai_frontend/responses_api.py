@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, Tag, model_validator
 
 from openai_frontend.protocol import (
+    MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
+    WORD_OR_TOOL,
+    AnyToolChoice,
     ChatCompletionRequest,
     Fields,
     FunctionName,
@@ -24,7 +26,6 @@ from openai_frontend.unsupported import UNSUPPORTED_RESPONSES, documented, witho
 from python_backend.errors import InvalidRequestError
 from python_backend.tool_calls import MAX_FUNCTIONS
 
-_MAX_MESSAGES = 4096
 # Fields of a chat request that have another name here.
 _RENAMED = (
     (re.compile(r"\b(tools\[\d+\]|tool_choice)\.function\b"), r"\1"),
@@ -77,10 +78,6 @@ class ChosenFunction(Fields):
     name: FunctionName
 
 
-def _choice_kind(value: Any) -> str | None:
-    return "<text>" if isinstance(value, str) else "<tool>" if isinstance(value, dict) else None
-
-
 class ResponsesRequest(Fields):
     """Body of `POST /v1/responses`."""
 
@@ -89,7 +86,7 @@ class ResponsesRequest(Fields):
     model: str = Field(min_length=1, max_length=512)
     input: Annotated[
         Annotated[str, Tag("<text>")]
-        | Annotated[list[InputItem], Field(min_length=1, max_length=_MAX_MESSAGES), Tag("<list>")],
+        | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES), Tag("<list>")],
         text_or_list("items"),
     ]
     instructions: str | None = None
@@ -110,16 +107,7 @@ class ResponsesRequest(Fields):
     temperature: float | None = Field(None, ge=0, le=2)
     text: TextOptions | None = None
     tool_choice: (
-        Annotated[
-            Annotated[Literal["none", "auto", "required"], Tag("<text>")]
-            | Annotated[ChosenFunction, Tag("<tool>")],
-            Discriminator(
-                _choice_kind,
-                custom_error_type="invalid_type",
-                custom_error_message="It must be 'none', 'auto', 'required' or a function",
-            ),
-        ]
-        | None
+        Annotated[AnyToolChoice | Annotated[ChosenFunction, Tag("<tool>")], WORD_OR_TOOL] | None
     ) = None
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_FUNCTIONS)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -178,9 +166,9 @@ class ResponsesRequest(Fields):
         else:
             for i, item in enumerate(self.input):
                 chat.add_item(item, f"input[{i}]")
-        if len(chat.messages) > _MAX_MESSAGES:
+        if len(chat.messages) > MAX_MESSAGES:
             raise InvalidRequestError(
-                f"The conversation has {len(chat.messages)} messages; at most {_MAX_MESSAGES} are taken.",
+                f"The conversation has {len(chat.messages)} messages; at most {MAX_MESSAGES} are taken.",
                 param="input",
             )
         return chat
@@ -224,20 +212,10 @@ def _response_format(form: PlainFormat | JsonSchemaFormat) -> dict[str, Any]:
     return {"type": form.type, "json_schema": schema}
 
 
-@contextmanager
-def in_client_words(chat: ChatMessages) -> Iterator[None]:
-    """Makes errors about a chat request name the fields of this API."""
-
-    def renamed(text: str) -> str:
-        text = chat.in_client_words(text)
-        for pattern, name in _RENAMED:
-            text = pattern.sub(name, text)
-        return text
-
-    try:
-        yield
-    except InvalidRequestError as error:
-        error.message = renamed(error.message)
-        if error.param is not None:
-            error.param = "input" if error.param == "messages" else renamed(error.param)
-        raise
+def in_client_words(text: str) -> str:
+    """`text` about a chat request with the names that its fields have in this API."""
+    if text == "messages":
+        return "input"
+    for pattern, name in _RENAMED:
+        text = pattern.sub(name, text)
+    return text

@@ -11,18 +11,24 @@ import pytest
 from openai_frontend.errors import INVALID_REQUEST_CODES
 from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest
 from openai_frontend.record import ENDPOINTS
+from openai_frontend.responses_api import ResponsesRequest
 from openai_frontend.settings import Settings
 from openai_frontend.unsupported import (
     UNSUPPORTED_CHAT,
     UNSUPPORTED_COMPLETION,
     UNSUPPORTED_MESSAGE,
+    UNSUPPORTED_RESPONSES,
 )
 
 ROOT = Path(__file__).parents[3]
 TESTS = ROOT / "tests"
 PAGE = (ROOT / "docs" / "openai-api.md").read_text(encoding="utf-8")
-FIELDS = {*ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
-UNSUPPORTED = {*UNSUPPORTED_CHAT, *UNSUPPORTED_COMPLETION, *UNSUPPORTED_MESSAGE}
+REQUESTS = (ChatCompletionRequest, CompletionRequest, ResponsesRequest)
+FIELDS = {field for request in REQUESTS for field in request.model_fields}
+UNSUPPORTED = {
+    *(*UNSUPPORTED_CHAT, *UNSUPPORTED_COMPLETION, *UNSUPPORTED_MESSAGE),
+    *UNSUPPORTED_RESPONSES,
+}
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS | UNSUPPORTED))

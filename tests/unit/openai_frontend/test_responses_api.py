@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 from typing import Any
 
@@ -14,6 +15,7 @@ from openai.types.responses import ResponseItem, ResponseStreamEvent
 
 from openai_frontend.answer_models import Response
 from openai_frontend.backend import Delta, Usage
+from openai_frontend.record import RequestRecord
 from openai_frontend.settings import Settings
 from python_backend.errors import EngineError, InvalidRequestError, OverloadedError
 from python_backend.tool_calls import FORMATS
@@ -38,6 +40,9 @@ WEATHER = {
 }
 ROME = ("get_weather", '{"city": "Rome"}')
 PARIS = ("get_weather", '{"city": "Paris"}')
+USER = {"role": "user", "content": "hi"}
+THOUGHT = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
+PICTURE = {"type": "input_image", "image_url": "ftp://example.com/a.png"}
 CALL = {"type": "function_call", "call_id": "call_1", "name": ROME[0], "arguments": ROME[1]}
 CALL_OUTPUT = {"type": "function_call_output", "call_id": "call_1", "output": "warm"}
 EVENT = pydantic.TypeAdapter(ResponseStreamEvent)
@@ -223,6 +228,8 @@ async def test_log_probabilities_come_with_the_text(make_proxy) -> None:
     assert [token.to_dict() for token in response.output[0].content[0].logprobs] == [item, item]
     assert proxy.backend.calls[0].sampling == {"logprobs": 2}
     events = await events_of(proxy, include=[LOGPROBS])
+    (part,) = (event["part"] for event in events if event["type"].endswith("part.added"))
+    assert (part["text"], part["logprobs"]) == ("", [])
     told = [event["logprobs"] for event in events if event["type"].endswith("text.delta")]
     assert told == [[item], [item]]
     assert (await create(proxy)).output[0].content[0].logprobs == []
@@ -292,6 +299,28 @@ async def test_a_loop_of_tools_with_history_in_the_input(make_proxy, png, png_ur
     ]
     assert sent.images == [png]
     assert sent.prompt["tools"][0]["function"]["name"] == "get_weather"
+
+
+async def test_items_of_one_answer_are_one_message_of_the_chat(make_proxy) -> None:
+    other = {"call_id": "call_2"}
+    proxy = make_proxy(FakeBackend(text_deltas("a"), [CAPABLE]))
+    said = {"role": "assistant", "content": "Let me see."}
+    await create(
+        proxy,
+        input=[
+            *(USER, THOUGHT, said, CALL, CALL | other, CALL_OUTPUT | other, CALL_OUTPUT),
+            *(CALL, CALL_OUTPUT, said, said, THOUGHT, USER),
+        ],
+    )
+    messages = proxy.backend.calls[0].prompt["messages"]
+    assert [message["role"] for message in messages] == [
+        *("user", "assistant", "tool", "tool"),
+        *("assistant", "tool", "assistant", "assistant", "assistant", "user"),
+    ]
+    assert messages[1]["content"] == "Let me see."
+    assert messages[1]["reasoning_content"] == "Hm."
+    assert len(messages[1]["tool_calls"]) == 2
+    assert messages[8] == {"role": "assistant", "content": "", "reasoning_content": "Hm."}
 
 
 @pytest.mark.parametrize(
@@ -396,6 +425,26 @@ async def test_input_that_can_never_be_stored_is_refused_at_once(make_proxy) -> 
     await create(proxy, input="a" * 10_000, store=False)
 
 
+async def test_a_conversation_that_outgrows_a_request_is_not_continued(make_proxy) -> None:
+    settings = Settings(max_body_bytes=10_000)
+    proxy = make_proxy(FakeBackend(text_deltas("a")), settings=settings)
+    first = await create(proxy, input="a" * 4000)
+    second = await create(proxy, input="a" * 4000, previous_response_id=first.id)
+    with pytest.raises(openai.BadRequestError) as caught:
+        await create(proxy, previous_response_id=second.id)
+    assert caught.value.param == "previous_response_id"
+    assert len(proxy.backend.calls) == 2
+
+
+async def test_paths_with_ids_are_one_endpoint_each_in_the_metrics(make_proxy) -> None:
+    proxy = make_proxy()
+    for path in ("", "/input_items", "/what"):
+        await proxy.http.get(f"/v1/responses/resp_1{path}")
+    metrics = (await proxy.http.get("/metrics")).text
+    for endpoint in ("/v1/responses/{id}", "/v1/responses/{id}/input_items", "other"):
+        assert f'requests_total{{endpoint="{endpoint}",status="404"}} 1.0' in metrics
+
+
 async def test_keys_do_not_see_each_others_responses(make_proxy) -> None:
     keys = [f"sk-{name}-0123456789abcdef" for name in ("alice", "bob")]
     proxy = make_proxy(FakeBackend(text_deltas("a")), settings=Settings(api_keys=tuple(keys)))
@@ -420,7 +469,7 @@ async def test_input_items_are_listed_page_by_page(make_proxy, png_url) -> None:
     picture = {"type": "input_image", "image_url": png_url}
     items = [
         {"role": "user", "content": [picture]},
-        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        THOUGHT,
         CALL,
         CALL_OUTPUT,
         {"role": "assistant", "content": "Warm."},
@@ -456,10 +505,6 @@ async def test_a_query_is_refused(make_proxy) -> None:
     assert (caught.value.code, caught.value.param) == ("unknown_parameter", "starting_after")
 
 
-USER = {"role": "user", "content": "hi"}
-PICTURE = {"type": "input_image", "image_url": "ftp://example.com/a.png"}
-
-
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -477,8 +522,13 @@ PICTURE = {"type": "input_image", "image_url": "ftp://example.com/a.png"}
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
             "input[0].content[0].image_url",
         ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "output_text", "text": "a"}]}]},
+            "input[0].content[0].type",
+        ),
         ({"input": [USER, CALL_OUTPUT]}, "input[1].call_id"),
-        ({"input": [USER, CALL]}, "input[1].tool_calls"),
+        ({"input": [USER, CALL]}, "input[1]"),
+        ({"input": [THOUGHT, {"role": "assistant", "content": [PICTURE]}]}, "input[1].content[0]"),
         ({"input": [USER, {**CALL, "arguments": "x"}, CALL_OUTPUT]}, "input[1].arguments"),
         (
             {
@@ -539,18 +589,48 @@ async def test_a_model_without_tools_or_reasoning_refuses_both(make_proxy) -> No
     proxy = make_proxy(FakeBackend(text_deltas("a")))
     with pytest.raises(openai.BadRequestError, match="calls no tools"):
         await create(proxy, tools=[WEATHER])
-    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
     with pytest.raises(openai.BadRequestError, match="does not reason") as caught:
-        await create(proxy, input=[USER, thought, USER])
+        await create(proxy, input=[USER, THOUGHT, USER])
     assert caught.value.param == "input"
 
 
+async def test_a_model_that_is_called_like_a_path_is_not_found(make_proxy) -> None:
+    with pytest.raises(openai.NotFoundError, match=r"messages\[9\]"):
+        await create(make_proxy(), model="messages[9].content")
+
+
 async def test_errors_of_the_backend_name_the_clients_fields(make_proxy) -> None:
-    for theirs, ours in (("prompt", "input"), ("grammar.json_schema", "text.format")):
+    for theirs, ours in (
+        ("prompt", "input"),
+        ("grammar.json_schema", "text.format"),
+        ("max_tokens", "max_output_tokens"),
+    ):
         proxy = make_proxy(FakeBackend([InvalidRequestError("wrong", param=theirs)]))
         with pytest.raises(openai.BadRequestError) as caught:
             await create(proxy, text={"format": {"type": "json_object"}})
         assert caught.value.param == ours
+
+
+async def test_a_request_that_is_refused_gives_back_its_room(make_proxy) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("a")))
+    with pytest.raises(openai.BadRequestError):
+        await create(proxy, input=[{"role": "user", "content": [PICTURE]}])
+    gc.collect()  # errors and their frames refer to each other
+    assert proxy.app.state.responses.num_bytes == 0
+
+
+async def test_a_stream_that_the_client_leaves_is_not_stored(make_proxy) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("a b")))
+    service, store = proxy.app.state.service, proxy.app.state.responses
+    record = RequestRecord(request_id="1", backend_request_id="1", endpoint="/v1/responses")
+    body = json.dumps({"model": MODEL.id, "input": "x" * 5000, "stream": True}).encode()
+    events = service.events(await service.prepare_response(body, record), record)
+    await anext(events)
+    assert store.num_bytes > 5000
+    await events.aclose()
+    del events
+    gc.collect()
+    assert store.num_bytes == store.num_responses == 0
 
 
 async def test_a_failure_within_a_stream_is_its_last_event(make_proxy) -> None:
