@@ -35,7 +35,7 @@ class EngineConfig:
     max_encoder_patches: int = 1024
     max_cuda_graphs: int = 64
     prefix_cache: bool = True
-    max_draft_tokens: int = 8
+    max_draft_tokens: int = 4
 
     def __post_init__(self) -> None:
         for name in (
