@@ -239,8 +239,7 @@ def run(preset_name: str, work_dir: Path, results: Path, command: str, console: 
             cost = measure(build, checkpoint, Path(folder) / "model_repository")
             console.print(f"  {cost.seconds:.0f} s, {cost.peak_bytes / 1e9:.2f} GB of memory")
             costs.append((build, cost))
-    month = environment.started[:7].replace("-", "")
-    page = results / f"build_{preset.name}_{environment.slug}_{month}.md"
+    page = results / f"{environment.file_stem(f'build_{preset.name}')}.md"
     results.mkdir(parents=True, exist_ok=True)
     page.write_text(to_markdown(preset.name, environment, costs, weights), encoding="utf-8")
     return page

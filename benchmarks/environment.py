@@ -58,6 +58,10 @@ class Environment:
         name = self.cpu.partition(" (")[0].lower()
         return f"{re.sub('[^a-z0-9]+', '-', name).strip('-')}-{self.num_cores}-cores"
 
+    def file_stem(self, name: str) -> str:
+        """Name of the files of a result: what was measured, on which hardware, in which month."""
+        return f"{name}_{self.slug}_{self.started[:7].replace('-', '')}"
+
 
 def describe(model_folder: Path | None, command: str) -> Environment:
     """Look at the machine; takes `_IDLE_CHECK_S`."""

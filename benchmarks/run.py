@@ -27,6 +27,7 @@ from benchmarks.offline import OfflineEngine
 from benchmarks.plan import Plan, full_plan, quick_plan
 from benchmarks.plot import draw
 from benchmarks.report import print_tables, to_markdown
+from benchmarks.result_files import write_files
 from benchmarks.results import Results
 from benchmarks.served import ServedEngine
 from benchmarks.summary import Burst
@@ -155,14 +156,7 @@ class Benchmark:
 
 def write(results: Results, folder: Path) -> Path:
     """Write the page, every timing and the picture; returns the page."""
-    month = results.environment.started[:7].replace("-", "")
-    stem = f"{results.model}_{results.environment.slug}_{month}"
-    folder.mkdir(parents=True, exist_ok=True)
-    page, data, picture = (folder / f"{stem}.{ending}" for ending in ("md", "json", "png"))
-    data.write_text(results.to_json(), encoding="utf-8")
-    page.write_text(to_markdown(results, picture), encoding="utf-8")
-    draw(results, picture)
-    return page
+    return write_files(results, results.model, folder, to_markdown, draw)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ from benchmarks.peers.results import PeerResults
 from benchmarks.peers.transformers_serve import TransformersServe
 from benchmarks.peers.vllm import Vllm
 from benchmarks.peers.work_folder import WorkFolder
+from benchmarks.result_files import write_files
 from benchmarks.workload import Load, Workload, pictures_load
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -109,14 +110,8 @@ def compare(
 
 def write(results: PeerResults, folder: Path) -> Path:
     """Write the page, every timing and the picture; returns the page."""
-    month = results.environment.started[:7].replace("-", "")
-    stem = f"peers_{results.model}_{results.plan.precision}_{results.environment.slug}_{month}"
-    folder.mkdir(parents=True, exist_ok=True)
-    page, data, picture = (folder / f"{stem}.{ending}" for ending in ("md", "json", "png"))
-    data.write_text(results.to_json(), encoding="utf-8")
-    page.write_text(to_markdown(results, picture), encoding="utf-8")
-    draw(results, picture)
-    return page
+    name = f"peers_{results.model}_{results.plan.precision}"
+    return write_files(results, name, folder, to_markdown, draw)
 
 
 def _parser() -> argparse.ArgumentParser:

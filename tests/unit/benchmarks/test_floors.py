@@ -1,20 +1,9 @@
 from __future__ import annotations
 
-from benchmarks.floors import MachineSpeed, ModelWork, floor_of
+from benchmarks.floors import MachineSpeed, floor_of
 from benchmarks.workload import decode_load, pictures_load
+from tests.unit.benchmarks.examples import WORK
 
-WORK = ModelWork(
-    decoder_bytes=1000,
-    decoder_flops_per_token=100,
-    head_flops=50,
-    attention_flops_per_pair=2,
-    encoder_flops_per_patch=10,
-    encoder_attention_flops_per_pair=1,
-    vision_bytes=500,
-    kv_bytes_per_token=8,
-    embed_bytes_per_image_token=4,
-    merge_size=2,
-)
 SPEED = MachineSpeed(read_bytes_per_s=100.0, flops_per_s=1000.0)
 
 

@@ -4,13 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.environment import Environment
-from benchmarks.floors import MachineSpeed, ModelWork
+from benchmarks.floors import MachineSpeed
 from benchmarks.plan import Plan
 from benchmarks.report import to_markdown
 from benchmarks.results import Results
 from benchmarks.summary import Burst, RequestTiming
 from benchmarks.workload import pictures_load
+from tests.unit.benchmarks.examples import ENVIRONMENT, WORK
 
 LOADS = (pictures_load(1, 4), pictures_load(8, 4))
 
@@ -28,37 +28,13 @@ def make_burst(num_requests: int, wall_s: float, text: str = "a") -> Burst:
 
 
 def make_results(served: list[Burst], peak_bytes: int = 10**9) -> Results:
-    work = ModelWork(
-        decoder_bytes=1000,
-        decoder_flops_per_token=100,
-        head_flops=50,
-        attention_flops_per_pair=2,
-        encoder_flops_per_patch=10,
-        encoder_attention_flops_per_pair=1,
-        vision_bytes=500,
-        kv_bytes_per_token=8,
-        embed_bytes_per_image_token=4,
-        merge_size=2,
-    )
-    environment = Environment(
-        cpu="Some CPU (avx2)",
-        num_cores=2,
-        memory_bytes=10**9,
-        kernel="Linux 6",
-        versions={"python": "3.11"},
-        revision="abc",
-        manifest_sha256="def",
-        busy_share_before=0.0,
-        command="python -m benchmarks.run",
-        started="2026-01-01",
-    )
     return Results(
-        environment=environment,
+        environment=ENVIRONMENT,
         model="model",
         precision="fp32",
         plan=Plan("tiny", LOADS, LOADS[1], LOADS[0], 1, 1),
         speed=MachineSpeed(read_bytes_per_s=1e9, flops_per_s=1e9),
-        work=work,
+        work=WORK,
         served=[[burst] for burst in served],
         offline=[[make_burst(1, 2.0)], [make_burst(8, 4.0)]],
         hugging_face=[make_burst(1, 2.0)],

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
 from benchmarks.workload import (
     NUM_SYSTEM_TOKENS,
@@ -21,15 +17,6 @@ from benchmarks.workload import (
     same_picture_load,
     system_prompt_load,
 )
-
-
-@pytest.fixture
-def workload(tmp_path: Path) -> Workload:
-    tokenizer = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
-    tokenizer.pre_tokenizer = Whitespace()
-    path = tmp_path / "tokenizer.json"
-    tokenizer.save(str(path))
-    return Workload(path)
 
 
 def test_every_request_has_a_picture_of_its_own(workload: Workload):

@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
 from benchmarks.client import Answer, Request
 from benchmarks.peers import comparison
@@ -69,15 +66,6 @@ class FakePeer(Peer):
     def start(self, *, caches: bool) -> Engine:
         self.starts.append(caches)
         return self._engines[len(self.starts) - 1]
-
-
-@pytest.fixture
-def workload(tmp_path: Path) -> Workload:
-    tokenizer = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
-    tokenizer.pre_tokenizer = Whitespace()
-    path = tmp_path / "tokenizer.json"
-    tokenizer.save(str(path))
-    return Workload(path)
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.environment import Environment
-from benchmarks.floors import MachineSpeed, ModelWork
+from benchmarks.floors import MachineSpeed
 from benchmarks.peers.plan import PeerPlan, loads_of
 from benchmarks.peers.report import to_markdown
 from benchmarks.peers.results import EngineResult, PeerResults, Reference
 from benchmarks.results import Target
 from benchmarks.summary import Burst, RequestTiming
 from benchmarks.workload import Load
+from tests.unit.benchmarks.examples import ENVIRONMENT, WORK
 
 LOADS = loads_of(["picture", "same-picture"], [1, 8], 1.0, quick=True)
 ONE, EIGHT, SAME = LOADS
@@ -54,36 +54,12 @@ def make_engine(
 
 
 def make_results(*engines: EngineResult) -> PeerResults:
-    work = ModelWork(
-        decoder_bytes=400_000_000,
-        decoder_flops_per_token=100,
-        head_flops=50,
-        attention_flops_per_pair=2,
-        encoder_flops_per_patch=10,
-        encoder_attention_flops_per_pair=1,
-        vision_bytes=500,
-        kv_bytes_per_token=8,
-        embed_bytes_per_image_token=4,
-        merge_size=2,
-    )
-    environment = Environment(
-        cpu="Some CPU (avx2)",
-        num_cores=2,
-        memory_bytes=10**9,
-        kernel="Linux 6",
-        versions={"python": "3.11"},
-        revision="abc",
-        manifest_sha256="def",
-        busy_share_before=0.0,
-        command="python -m benchmarks.peers.run",
-        started="2026-01-01",
-    )
     return PeerResults(
-        environment=environment,
+        environment=replace(ENVIRONMENT, command="python -m benchmarks.peers.run"),
         model="model",
         plan=PeerPlan("tiny", "fp32", LOADS, 1, 1),
         speeds=[MachineSpeed(read_bytes_per_s=1e9, flops_per_s=2e6)],
-        work=work,
+        work=replace(WORK, decoder_bytes=400_000_000),
         num_prompt_tokens={load.label: 300 for load in LOADS},
         engines=list(engines),
         references={load.label: Reference(token_ids=[[1, 2]], texts=["answer"]) for load in LOADS},
