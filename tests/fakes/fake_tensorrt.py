@@ -1,8 +1,9 @@
-"""TensorRT without a GPU: an engine that ONNX Runtime computes, on memory it is given by address.
+"""TensorRT without its library: an engine that ONNX Runtime computes, on memory it is given by address.
 
 It holds a runtime to what the real one demands: shapes inside the profile, an address for every tensor,
 scratch memory, the cache's outputs where its inputs are, and contexts left alone once a graph was captured.
 Every public name of its classes and their parameters are those of TensorRT-RTX, which a test compares.
+With the fake of CuPy the memory is the host's; with the real one, `cuda_streams` copies it there and back.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import numpy as np
@@ -60,20 +61,41 @@ class DynamicShapesKernelSpecializationStrategy(Enum):
     EAGER = auto()
 
 
-def as_built_for_gpu(built: ModelFolder, repository: Path) -> ModelFolder:
+class Streams(Protocol):
+    """Where engines compute."""
+
+    def is_capturing(self, handle: int) -> bool: ...
+
+    def put(self, handle: int, work: Work) -> None:
+        """Run `work` when all that was put on the stream before has run."""
+
+
+class FakeStreams:
+    """Those of the fake of CuPy."""
+
+    def is_capturing(self, handle: int) -> bool:
+        return Stream.by_ptr[handle].is_capturing
+
+    def put(self, handle: int, work: Work) -> None:
+        Stream.by_ptr[handle].put(work)
+
+
+def as_built_for_gpu(
+    built: ModelFolder, repository: Path, gpu: str = "sm89", max_seqs: int = MAX_SEQS
+) -> ModelFolder:
     """A copy of a model whose engines hold what `Runtime` reads: the graph, its contract and its profiles."""
     shutil.copytree(built.folder.parent, repository)
     folder = ModelFolder.open(repository / built.folder.name)
     graphs = {}
     for graph in folder.manifest.graphs:
-        path = folder.path(graph).with_suffix(".sm89.engine")
+        path = folder.path(graph).with_suffix(f".{gpu}.engine")
         content = {
             "graph": str(folder.path(graph)),
             "spec": graph.spec.to_json(),
-            "profiles": _profiles(graph.spec, folder.manifest.max_model_len),
+            "profiles": _profiles(graph.spec, folder.manifest.max_model_len, max_seqs),
         }
         path.write_text(json.dumps(content))
-        paths = {"sm89": str(path.relative_to(repository))}
+        paths = {gpu: str(path.relative_to(repository))}
         graphs[graph.spec.name] = dataclasses.replace(graph, paths=paths)
     manifest = dataclasses.replace(folder.manifest, engine="tensorrt_rtx", **graphs)
     (folder.folder / VERSION_DIR / FILE_NAME).write_text(manifest.to_json())
@@ -82,9 +104,9 @@ def as_built_for_gpu(built: ModelFolder, repository: Path) -> ModelFolder:
     return ModelFolder.open(folder.folder)
 
 
-def _profiles(spec: GraphSpec, max_model_len: int) -> tuple[Mapping[str, Any], ...]:
+def _profiles(spec: GraphSpec, max_model_len: int, max_seqs: int) -> tuple[Mapping[str, Any], ...]:
     if spec.name == "decoder":
-        return decoder_profiles(MAX_SEQS, max_model_len, max_model_len)
+        return decoder_profiles(max_seqs, max_model_len, max_model_len)
     if spec.name == "cross_attention":
         return (cross_profile(spec),)
     if "N" in spec.inputs[0].shape:
@@ -96,6 +118,7 @@ class FakeTensorRt(ModuleType):
     """The module, with what the engines did by name of graph and profile.
 
     Attributes:
+        streams: where it computes.
         computed: how often a graph was computed.
         launched: how often kernel by kernel; the others were replays of CUDA graphs.
         captured: how often a CUDA graph was captured.
@@ -108,8 +131,9 @@ class FakeTensorRt(ModuleType):
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
 
-    def __init__(self) -> None:
+    def __init__(self, streams: Streams | None = None) -> None:
         super().__init__("tensorrt_rtx")
+        self.streams = streams or FakeStreams()
         self.computed: Counter[tuple[str, int]] = Counter()
         self.launched: Counter[tuple[str, int]] = Counter()
         self.captured: Counter[tuple[str, int]] = Counter()
@@ -258,39 +282,62 @@ class IExecutionContext:
         for output, name in spec.aliases.items():
             assert self._addresses[output] == self._addresses[name]
         assert self._scratch_bytes >= SCRATCH_BYTES * (1 + self._profile)
-        stream = Stream.by_ptr[stream_handle]
-        if stream.is_capturing:
+        if trt.streams.is_capturing(stream_handle):
             assert not self._is_lazy, "the graph would keep the kernels for all shapes"
             trt.captured[self._key] += 1
         else:
             trt.launched[self._key] += 1
-        stream.put(_Work(self))
+        trt.streams.put(stream_handle, Work(self))
         return True
 
 
-class _Work:
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Where a tensor lies."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def on_host(self) -> np.ndarray:
+        """What is there, if it is the host's."""
+        num_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        memory = (ctypes.c_char * num_bytes).from_address(self.address)
+        return np.frombuffer(memory, self.dtype).reshape(self.shape)
+
+
+class Work:
     """One computation with the shapes and addresses of now.
 
     Attributes:
+        inputs: by name.
+        outputs: by name.
         graphs: of its context, to which a graph that holds it adds itself.
     """
 
     def __init__(self, context: IExecutionContext) -> None:
         self._engine, self._key = context._engine, context._key
-        self._shapes, self._addresses = dict(context._shapes), dict(context._addresses)
-        names = [tensor.name for tensor in self._engine._spec.outputs]
-        self._output_shapes = {name: context.get_tensor_shape(name) for name in names}
+        spec = self._engine._spec
+        self.inputs = {t.name: self._memory(context, t.name) for t in spec.inputs}
+        self.outputs = {t.name: self._memory(context, t.name) for t in spec.outputs}
         self.graphs = context._graphs
 
-    def __call__(self) -> None:
-        feeds = {t.name: self._memory(t.name, self._shapes) for t in self._engine._spec.inputs}
-        values = self._engine._session.run(list(self._output_shapes), feeds)
-        for name, value in zip(self._output_shapes, values, strict=True):
-            self._memory(name, self._output_shapes)[...] = value
-        self._engine._trt.computed[self._key] += 1
-
-    def _memory(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    def _memory(self, context: IExecutionContext, name: str) -> Memory:
+        shape = context._shapes.get(name) or context.get_tensor_shape(name)
         dtype = np.dtype(self._engine._tensors[name].dtype)
-        size = int(np.prod(shapes[name])) * dtype.itemsize
-        memory = (ctypes.c_char * size).from_address(self._addresses[name])
-        return np.frombuffer(memory, dtype).reshape(shapes[name])
+        return Memory(context._addresses[name], shape, dtype)
+
+    def __call__(self) -> None:
+        """On the host's memory."""
+        feeds, results = (
+            {name: memory.on_host() for name, memory in tensors.items()}
+            for tensors in (self.inputs, self.outputs)
+        )
+        self.compute(feeds, results)
+
+    def compute(self, feeds: Mapping[str, np.ndarray], results: Mapping[str, np.ndarray]) -> None:
+        """Write `results`."""
+        values = self._engine._session.run(list(results), dict(feeds))
+        for result, value in zip(results.values(), values, strict=True):
+            result[...] = value
+        self._engine._trt.computed[self._key] += 1

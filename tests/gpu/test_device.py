@@ -19,6 +19,7 @@ from python_backend.sampler import Sampler
 from python_backend.sampler_state import SamplerState
 from python_backend.sampling_params import SamplingParams
 from python_backend.vlm import VLM
+from tests.gpu.conftest import MAX_SEQS
 from tests.tiny.pictures import png
 from tests.unit.model_repository.test_stages import Ensemble, details
 
@@ -36,11 +37,6 @@ PICTURE = [
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 
 
-@pytest.fixture
-def model(engines):
-    return engines("bf16")
-
-
 def _tokens(generations):
     return [list(generation.token_ids) for generation in generations]
 
@@ -50,6 +46,8 @@ def test_what_the_fakes_offer_is_in_cupy():
     for owner, used in fake_cupy.names_used().items():
         module, *rest = owner.split(".")
         real = functools.reduce(getattr, rest, importlib.import_module(module))
+        if owner == "cupy.cuda.Stream":
+            real = real()  # its handle belongs to the object
         missing = [name for name in used if not hasattr(real, name)]
         assert missing == [], owner
 
@@ -168,9 +166,56 @@ def test_the_device_samples_what_the_host_samples(params):
     assert num_equal >= 0.999 * num_steps * num_rows
 
 
-def test_tokens_per_second_with_and_without_graphs(model, record_property, capsys):
+@pytest.mark.parametrize("kind", ["greedy", "sampled", "top_p"])
+def test_what_a_sampling_step_takes(kind, record_property, capsys):
+    """A measurement, with Qwen's vocabulary: it fails only if a token is none."""
+    cupy = pytest.importorskip("cupy")
+    params = {
+        "greedy": SamplingParams(temperature=0.0),
+        "sampled": SamplingParams(seed=1),
+        "top_p": SamplingParams(seed=1, top_p=0.9),
+    }[kind]
+    sampler, vocab_size, num_steps, milliseconds = Sampler(), 151_936, 50, {}
+    for num_rows in (1, 8, 64):
+        states = [SamplerState(params, [1, 2], vocab_size, i, (), cupy) for i in range(num_rows)]
+        logits = cupy.asarray(
+            np.random.default_rng(0).normal(0, 2, (num_rows, vocab_size)).astype(np.float32)
+        )
+        sampler.sample(logits, states)  # compiles
+        start = time.perf_counter()
+        for _ in range(num_steps):
+            choices = sampler.sample(logits, states)
+            assert all(0 <= choice.token_id < vocab_size for choice in choices)
+            for state, choice in zip(states, choices, strict=True):
+                state.append(choice.token_id)
+        seconds = time.perf_counter() - start
+        milliseconds[f"rows={num_rows}"] = round(1000 * seconds / num_steps, 3)
+    record_property("milliseconds_per_step", milliseconds)
+    with capsys.disabled():
+        print(f"\nsampling, {kind}, ms per step: {json.dumps(milliseconds)}")  # noqa: T201
+
+
+def test_what_a_step_takes_beside_the_engine(stand_in, record_property, capsys):
+    """A measurement, with an engine that does nothing: it fails only if nothing is generated."""
+    model, num_tokens, milliseconds = stand_in("IdleStreams"), 128, {}
+    params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+    with VLM(model.folder, EngineConfig(max_num_seqs=MAX_SEQS, prefix_cache=False)) as vlm:
+        for num_rows in (1, 8, MAX_SEQS):
+            conversations = (CONVERSATIONS * MAX_SEQS)[:num_rows]
+            vlm.generate(conversations, params)  # captures
+            start = time.perf_counter()
+            tokens = _tokens(vlm.generate(conversations, params))
+            seconds = time.perf_counter() - start
+            assert [len(answer) for answer in tokens] == [num_tokens] * num_rows
+            milliseconds[f"rows={num_rows}"] = round(1000 * seconds / num_tokens, 3)
+    record_property("milliseconds_per_step", milliseconds)
+    with capsys.disabled():
+        print(f"\nbeside the engine, ms per step: {json.dumps(milliseconds)}")  # noqa: T201
+
+
+def test_tokens_per_second_with_and_without_graphs(engines, record_property, capsys):
     """A measurement: it fails only if nothing is generated."""
-    speeds = {}
+    speeds, model = {}, engines("bf16")
     for max_graphs in (0, 64):
         with VLM(model.folder, EngineConfig(max_cuda_graphs=max_graphs)) as vlm:
             for num_rows in (1, 8):
