@@ -1,9 +1,9 @@
 """`sampler` for logits on a device: the same tokens for the same random numbers, up to rounding.
 
 On a host rows are cheap loops and selection beats sorting. On a device every operation is a launch, and every
-size that depends on a value makes the host wait. So here all rows go together, no shape depends on a
-logit, rows with cuts are sorted whole (some 60 bytes of memory per logit meanwhile), and what the host needs
-is copied once: token ids, and log probabilities if a row asks for them.
+size that depends on a value makes the host wait. So here all rows go together, no shape depends on a logit,
+rows without cuts are drawn by one kernel, those with cuts are sorted whole (some 60 bytes of memory per logit
+meanwhile), and what the host needs is copied once: token ids, and log probabilities if a row asks for them.
 """
 
 # R rows (one per running choice), N of them that are drawn, V vocabulary, K reported tokens
@@ -16,8 +16,9 @@ from typing import Any, Final
 import numpy as np
 
 from python_backend.arrays import Array, array_module, to_host
+from python_backend.draw_kernel import draw
 from python_backend.errors import EngineError
-from python_backend.sampler_state import BLOCK, MIN_TEMPERATURE, SampledToken, SamplerState
+from python_backend.sampler_state import MIN_TEMPERATURE, SampledToken, SamplerState
 
 _NO_MAXIMUM: Final = -1
 """In place of a token id: the model's logits are not numbers, or exclude every token."""
@@ -74,19 +75,19 @@ def _rows(array: Array, rows: Sequence[int]) -> Array:
 
 def _choose(logits: Array, states: Sequence[SamplerState]) -> Array:
     """int64 [R]: the token of each row, whatever the row holds."""
-    most_likely = logits.argmax(axis=1)
+    chosen = logits.argmax(axis=1)
     whole: list[int] = []
     cut: list[int] = []
     for i, state in enumerate(states):
         if not state.params.is_greedy:
             (cut if _cuts(state, logits.shape[1]) else whole).append(i)
-    chosen = most_likely
-    for rows, draw in ((whole, _draw_from_all), (cut, _draw_from_likeliest)):
-        if rows:
-            drawn = draw(_rows(logits, rows), _settings(logits, states, rows))
-            if len(rows) == len(states):
-                return drawn
-            chosen[rows] = drawn
+    if whole:
+        draw(logits, states, whole, chosen)
+    if cut:
+        drawn = _draw_from_likeliest(_rows(logits, cut), _settings(logits, states, cut))
+        if len(cut) == len(states):
+            return drawn
+        chosen[cut] = drawn
     return chosen
 
 
@@ -132,28 +133,6 @@ def _exp_weights(logits: Array, peak: Array, settings: _Settings) -> Array:
     """float32 [N, V]: probabilities after temperature, times what makes a row's largest one 1."""
     xp = array_module(logits)
     return xp.exp((logits - peak) * settings.inverse_temperature[:, None])
-
-
-def _draw_from_all(logits: Array, settings: _Settings) -> Array:
-    """int64 [N]: a token of all; first the block that the random number falls into, then the place in it."""
-    xp = array_module(logits)
-    num_rows, vocab_size = logits.shape
-    num_blocks = -(-vocab_size // BLOCK)
-    padded = xp.zeros((num_rows, num_blocks * BLOCK), np.float32)
-    padded[:, :vocab_size] = _exp_weights(logits, logits.max(axis=1)[:, None], settings)
-    blocks = padded.reshape(num_rows, num_blocks, BLOCK)
-    sums = xp.cumsum(blocks.sum(axis=2), axis=1, dtype=np.float64)
-    target = settings.point * sums[:, -1]
-    block = (sums <= target[:, None]).sum(axis=1)
-    end = _at(sums, block)
-    before = xp.where(block > 0, _at(sums, xp.maximum(block - 1, 0)), 0.0)
-    point = (target - before) / (end - before)
-    inside = xp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    sums = xp.cumsum(inside, axis=1, dtype=np.float64)
-    # Rounding may put the point at the end of the block: take the last weight then.
-    last = (sums < sums[:, -1:]).sum(axis=1)
-    place = (sums <= (point * sums[:, -1])[:, None]).sum(axis=1)
-    return block * BLOCK + xp.minimum(place, last)
 
 
 def _draw_from_likeliest(logits: Array, settings: _Settings) -> Array:

@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from python_backend import draw_kernel
+from python_backend.sampler import Sampler, _draw_from_blocks
+
 ALIGNMENT = 256
 """Bytes."""
 
@@ -279,6 +282,35 @@ def _from_dlpack(array: Any) -> DeviceArray:
     return DeviceArray(array.__dlpack__(stream=1)._memory)
 
 
+def _draw(
+    logits: np.ndarray, vocab_size: int, settings: np.ndarray, num_drawn: int, chosen: np.ndarray
+) -> None:
+    """What the kernel of `draw_kernel` does, with the host's functions; that it does is for a GPU to show."""
+    sampler = Sampler()
+    for row, point, inverse_temperature in settings.T:
+        logits_row = logits[int(row)]
+        assert (len(logits_row), settings.shape[1]) == (vocab_size, num_drawn)
+        if not np.isfinite(logits_row.max()):
+            continue  # the row has no token, which the caller sees
+        with np.errstate(all="ignore"):
+            weights = sampler._all_weights(logits_row, logits_row.max(), 1 / inverse_temperature)
+            chosen[int(row)] = _draw_from_blocks(weights, point)
+
+
+_KERNELS = {draw_kernel.NAME: _draw}
+
+
+class RawKernel:
+    def __init__(self, code: str, name: str) -> None:
+        assert f"void {name}(" in code
+        self._compute = _KERNELS[name]
+
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0
+    ) -> None:
+        self._compute(*_unwrap(args))
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: _function(name)
@@ -302,7 +334,7 @@ def fake_cupy() -> tuple[ModuleType, ModuleType]:
     legacy = LegacyStream()
     cupy, cupyx = ModuleType("cupy"), ModuleType("cupyx")
     cupy.__dict__.update(_FUNCTIONS)
-    cupy.ndarray = DeviceArray  # type: ignore[attr-defined]
+    cupy.ndarray, cupy.RawKernel = DeviceArray, RawKernel  # type: ignore[attr-defined]
     cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         Stream=Stream, Event=Event, get_current_stream=lambda: legacy
     )
@@ -315,7 +347,7 @@ def names_used() -> dict[str, list[str]]:
     refused = ("item", "tolist")
     public = [n for n in vars(DeviceArray) if not n.startswith("_") and n not in refused]
     return {
-        "cupy": [*_FUNCTIONS, "ndarray"],
+        "cupy": [*_FUNCTIONS, "ndarray", "RawKernel"],
         "cupy.ndarray": [*public, "__array_function__", "__dlpack__", "__dlpack_device__"],
         "cupy.cuda": ["Stream", "Event", "get_current_stream"],
         "cupy.cuda.Stream": [

@@ -3,7 +3,7 @@
 It holds a runtime to what the real one demands: shapes inside the profile, an address for every tensor,
 scratch memory, the cache's outputs where its inputs are, and contexts left alone once a graph was captured.
 Every public name of its classes and their parameters are those of TensorRT-RTX, which a test compares.
-With the fake of CuPy the memory is the host's; with the real one, `cuda_streams` copies it there and back.
+With the real CuPy, `toy_kernels` computes in its place, on the device's memory.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Streams(Protocol):
     def is_capturing(self, handle: int) -> bool: ...
 
     def put(self, handle: int, work: Work) -> None:
-        """Run `work` when all that was put on the stream before has run."""
+        """Compute `work` when all that was put on the stream before has run."""
 
 
 class FakeStreams:

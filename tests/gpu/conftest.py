@@ -95,13 +95,13 @@ def stand_in_model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 def stand_in(
     stand_in_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], ModelFolder]:
-    """From a class of `cuda_streams` to the model whose engines compute there, in this process."""
+    """From a class of `toy_kernels` to the model whose engines compute so, in this process."""
 
-    def stand_in(streams: str) -> ModelFolder:
-        import cuda_streams
+    def stand_in(kernels: str) -> ModelFolder:
+        import toy_kernels
         from fake_tensorrt import FakeTensorRt
 
-        trt = FakeTensorRt(getattr(cuda_streams, streams)())
+        trt = FakeTensorRt(getattr(toy_kernels, kernels)())
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)
         return stand_in_model
 
@@ -113,7 +113,7 @@ def model(request: pytest.FixtureRequest) -> ModelFolder:
     """The default model on this GPU, with TensorRT and with what takes its place."""
     if request.param == "tensorrt":
         return request.getfixturevalue("engines")("bf16")
-    return request.getfixturevalue("stand_in")("CudaStreams")
+    return request.getfixturevalue("stand_in")("ToyKernels")
 
 
 def why_not() -> str:

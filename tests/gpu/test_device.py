@@ -197,7 +197,7 @@ def test_what_a_sampling_step_takes(kind, record_property, capsys):
 
 def test_what_a_step_takes_beside_the_engine(stand_in, record_property, capsys):
     """A measurement, with an engine that does nothing: it fails only if nothing is generated."""
-    model, num_tokens, milliseconds = stand_in("IdleStreams"), 128, {}
+    model, num_tokens, milliseconds = stand_in("IdleKernels"), 128, {}
     params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
     with VLM(model.folder, EngineConfig(max_num_seqs=MAX_SEQS, prefix_cache=False)) as vlm:
         for num_rows in (1, 8, MAX_SEQS):

@@ -20,6 +20,10 @@ from tests.triton.conftest import image_part
 from triton_vlm.stack import ServingStack
 
 FAKES = Path(__file__).parents[1] / "fakes"
+STAND_IN = (
+    FAKES / "stand_in" / "tensorrt_rtx.py",
+    *(FAKES / f"{name}.py" for name in ("fake_cupy", "fake_tensorrt", "toy_kernels")),
+)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 
 
@@ -31,7 +35,10 @@ def client(
     if isinstance(sys.modules.get("tensorrt_rtx"), FakeTensorRt):
         venv.create(tmp_path / "env")
         (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
-        paths = [str(FAKES), str(FAKES / "stand_in"), *filter(None, sys.path)]
+        for path in STAND_IN:
+            (packages / path.name).symlink_to(path)
+        # Not the folder of the fakes: Triton has its own `triton_python_backend_utils`.
+        paths = [path for path in sys.path if path and path != str(FAKES)]
         (packages / "tests.pth").write_text("\n".join(paths), encoding="utf-8")
         monkeypatch.setattr(sys, "executable", str(tmp_path / "env" / "bin" / "python"))
     stack = ServingStack(model.folder.parent, model.folder.name, log_dir=tmp_path)

@@ -1,8 +1,8 @@
-"""TensorRT-RTX's name for the fake on real CUDA streams, in programs that a test starts."""
+"""TensorRT-RTX's name for the fake on real CUDA kernels, in programs that a test starts."""
 
 import sys
 
-from cuda_streams import CudaStreams
 from fake_tensorrt import FakeTensorRt
+from toy_kernels import ToyKernels
 
-sys.modules[__name__] = FakeTensorRt(CudaStreams())
+sys.modules[__name__] = FakeTensorRt(ToyKernels())
