@@ -20,6 +20,7 @@ from openai_frontend.chat import ChatService
 from openai_frontend.errors import install_error_handlers
 from openai_frontend.fetch import MediaFetcher
 from openai_frontend.health_probe import GenerationProbe
+from openai_frontend.image_store import ImageStore
 from openai_frontend.media import MediaLoader
 from openai_frontend.metrics import Metrics
 from openai_frontend.observability import ObservabilityMiddleware
@@ -77,8 +78,9 @@ def create_app(
     app.state.backend = backend
     app.state.metrics = metrics
     app.state.responses = ResponseStore(settings)
+    images = ImageStore(settings, metrics.image_looked_up)
     app.state.service = ChatService(
-        settings, backend, MediaLoader(settings, fetcher), app.state.responses
+        settings, backend, MediaLoader(settings, fetcher, images), app.state.responses
     )
     app.state.probe = GenerationProbe(backend, settings.probe_timeout_s)
     page = page_router(settings)

@@ -196,7 +196,7 @@ class ChatService:
         record: RequestRecord,
     ) -> list[int]:
         record.model = model.id
-        images = await self._media.load(sources, model.max_images)
+        images = await self._media.load(sources, model.max_images, record.api_key)
         try:
             return await self._backend.tokenize(model.triton_name, prompt, images)
         except InvalidRequestError as error:
@@ -311,7 +311,7 @@ class ChatService:
             model=model,
             prompt=prompt,
             prompt_param=prompt_param,
-            images=await self._media.load(sources, model.max_images),
+            images=await self._media.load(sources, model.max_images, record.api_key),
             sampling=sampling,
             grammar_param=None if grammar is None else grammar[0],
             tool_format=tool_format,
