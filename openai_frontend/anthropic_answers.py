@@ -8,9 +8,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from openai_frontend.answers import Answer, Choice
 from openai_frontend.backend import Delta, Usage
 from openai_frontend.errors import error_body
-from openai_frontend.responses import Answer, Choice
 from openai_frontend.sse import dumps, named_event
 
 PATH = "/v1/messages"

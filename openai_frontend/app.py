@@ -20,6 +20,7 @@ from openai_frontend.chat import ChatService
 from openai_frontend.errors import install_error_handlers
 from openai_frontend.fetch import MediaFetcher
 from openai_frontend.health_probe import GenerationProbe
+from openai_frontend.image_store import ImageStore
 from openai_frontend.media import MediaLoader
 from openai_frontend.metrics import Metrics
 from openai_frontend.observability import ObservabilityMiddleware
@@ -29,6 +30,7 @@ from openai_frontend.rate_limit import RateLimitMiddleware
 from openai_frontend.response_store import ResponseStore
 from openai_frontend.routes import router
 from openai_frontend.settings import Settings
+from openai_frontend.tokenization import Tokenization
 
 if TYPE_CHECKING:
     from openai_frontend.tracing import Tracing
@@ -77,9 +79,9 @@ def create_app(
     app.state.backend = backend
     app.state.metrics = metrics
     app.state.responses = ResponseStore(settings)
-    app.state.service = ChatService(
-        settings, backend, MediaLoader(settings, fetcher), app.state.responses
-    )
+    media = MediaLoader(settings, fetcher, ImageStore(settings, metrics.image_looked_up))
+    app.state.service = ChatService(settings, backend, media, app.state.responses)
+    app.state.tokenization = Tokenization(backend, media)
     app.state.probe = GenerationProbe(backend, settings.probe_timeout_s)
     page = page_router(settings)
     app.include_router(router)

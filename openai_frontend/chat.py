@@ -1,4 +1,4 @@
-"""ChatService: from a request body to an answer, for every endpoint that takes a prompt."""
+"""ChatService: from a request body to an answer, for every endpoint that generates."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from openai_frontend.answers import Answer, AnswerOptions, Choice
 from openai_frontend.anthropic_answers import MessagesAnswer
-from openai_frontend.anthropic_messages import CountTokensRequest, MessagesRequest
-from openai_frontend.backend import Backend, Delta, ModelInfo, Usage
+from openai_frontend.anthropic_messages import MessagesRequest
+from openai_frontend.backend import Backend
+from openai_frontend.chat_answers import ChatAnswer
+from openai_frontend.completion_answers import CompletionAnswer
 from openai_frontend.conversation import ImageSource, to_prompt
-from openai_frontend.errors import ModelNotFoundError
+from openai_frontend.error_fields import fields_called
+from openai_frontend.generation import Generation, Tally, deltas_of
 from openai_frontend.media import MediaLoader
+from openai_frontend.model_choice import find_model
 from openai_frontend.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -27,61 +31,17 @@ from openai_frontend.record import RequestRecord
 from openai_frontend.response_answers import ResponsesAnswer
 from openai_frontend.response_history import ResponseHistory
 from openai_frontend.response_store import ResponseStore
-from openai_frontend.responses import Answer, AnswerOptions, ChatAnswer, Choice, CompletionAnswer
 from openai_frontend.responses_api import ResponsesRequest, in_client_words
 from openai_frontend.sampling import cache_salt_of, num_logprobs_of, sampling_of
 from openai_frontend.settings import Settings
 from openai_frontend.structured_output import grammar_of
 from openai_frontend.token_estimate import estimate_output_tokens, estimate_prompt_tokens
-from openai_frontend.tokenize_requests import DetokenizeRequest, TokenizeRequest
-from openai_frontend.tool_parser import ToolCallParser
+from openai_frontend.tokenization import text_of
 from openai_frontend.tools import callable_tools, tool_grammar
 from openai_frontend.validation import parse_body
-from python_backend.errors import EngineError, InvalidRequestError, VlmError
-from python_backend.tool_calls import ToolFormat
+from python_backend.errors import VlmError
 
 _log = logging.getLogger(__name__)
-# What the stages call the conversation or text; the client knows it by its own field.
-_PROMPT_PARAMS = ("messages", "prompt", "prompt_token_ids")
-
-
-@dataclass(slots=True, kw_only=True)
-class Generation:
-    """A checked request, ready to be sent to the backend.
-
-    Attributes:
-        model: serves the request.
-        prompt: PROMPT JSON.
-        prompt_param: field of the request that the prompt came from.
-        images: encoded files, until they are taken.
-        sampling: SAMPLING JSON.
-        grammar_param: field of the request that its grammar came from, if it has one.
-        tool_format: how the model writes the tool calls that the answer may have; None for none.
-        answer: shape of the answer.
-        is_stream: whether the client wants events.
-        in_client_words: gives fields in an error of a stage the names that the client knows.
-    """
-
-    model: ModelInfo
-    prompt: dict[str, Any]
-    prompt_param: str
-    images: list[bytes]
-    sampling: dict[str, Any]
-    grammar_param: str | None
-    tool_format: ToolFormat | None
-    answer: Answer
-    is_stream: bool
-    in_client_words: Callable[[str], str] = str
-
-    @property
-    def num_choices(self) -> int:
-        """How many choices the client wants."""
-        return int(self.sampling.get("n", 1))
-
-    def take_images(self) -> list[bytes]:
-        """The images, which nothing but the caller holds from then on: they may be large."""
-        images, self.images = self.images, []
-        return images
 
 
 class ChatService:
@@ -129,80 +89,10 @@ class ChatService:
         )
         chat = request.chat_messages(history.earlier_items())
         answer_type = partial(ResponsesAnswer, request=request, keep=history.keep)
-        try:
+        with fields_called(in_client_words), fields_called(chat.in_client_words):
             generation = await self._prepare_chat(request.to_chat(chat), answer_type, record)
-        except InvalidRequestError as error:
-            _rename_fields(error, lambda text: in_client_words(chat.in_client_words(text)))
-            raise
         generation.in_client_words = in_client_words
         return generation
-
-    async def count_tokens(self, body: bytes | bytearray, record: RequestRecord) -> int:
-        """How many tokens a conversation has, for `/v1/messages/count_tokens`.
-
-        Raises:
-            VlmError: the request is wrong, or Triton cannot be asked.
-        """
-        request = parse_body(body, CountTokensRequest).to_chat()
-        prompt, sources = to_prompt(request.messages, callable_tools(request))
-        model = await self._find_model(request.model, prompt, sources)
-        return len(await self._tokenize(model, prompt, sources, record))
-
-    async def tokenize(self, body: bytes | bytearray, record: RequestRecord) -> dict[str, Any]:
-        """The answer to a body of `/tokenize`.
-
-        Raises:
-            VlmError: the request is wrong, or Triton cannot be asked.
-        """
-        request = parse_body(body, TokenizeRequest)
-        prompt: dict[str, Any] = {"prompt": request.prompt}
-        sources: Sequence[ImageSource] = ()
-        if request.messages is not None:
-            prompt, sources = to_prompt(request.messages)
-            prompt |= request.prompt_options()
-        model = await self._find_model(request.model, prompt, sources)
-        token_ids = await self._tokenize(model, prompt, sources, record)
-        return {
-            "count": len(token_ids),
-            "max_model_len": model.max_model_len,
-            "tokens": token_ids,
-            "token_strs": None,
-        }
-
-    async def detokenize(self, body: bytes | bytearray, record: RequestRecord) -> str:
-        """The text that a body of `/detokenize` asks for.
-
-        Raises:
-            VlmError: the request is wrong, or Triton cannot be asked.
-        """
-        request = parse_body(body, DetokenizeRequest)
-        model = await self._find_model(request.model, {}, ())
-        record.model = model.id
-        return await self._detokenize(model, request.tokens, "tokens")
-
-    async def _detokenize(self, model: ModelInfo, token_ids: Sequence[int], param: str) -> str:
-        try:
-            return await self._backend.detokenize(model.triton_name, token_ids)
-        except InvalidRequestError as error:
-            if error.param in _PROMPT_PARAMS:
-                error.param = param
-            raise
-
-    async def _tokenize(
-        self,
-        model: ModelInfo,
-        prompt: dict[str, Any],
-        sources: Sequence[ImageSource],
-        record: RequestRecord,
-    ) -> list[int]:
-        record.model = model.id
-        images = await self._media.load(sources, model.max_images)
-        try:
-            return await self._backend.tokenize(model.triton_name, prompt, images)
-        except InvalidRequestError as error:
-            if error.param in _PROMPT_PARAMS:
-                error.param = "messages" if "messages" in prompt else "prompt"
-            raise
 
     async def prepare_completion(
         self, body: bytes | bytearray, record: RequestRecord
@@ -221,8 +111,8 @@ class ChatService:
     async def _prompt_text(self, request: CompletionRequest) -> str:
         if isinstance(request.prompt, str):
             return request.prompt
-        model = await self._find_model(request.model, {}, ())
-        return await self._detokenize(model, request.prompt, "prompt")
+        model = await find_model(self._backend, request.model, {}, ())
+        return await text_of(self._backend, model, request.prompt, "prompt")
 
     async def answer(self, generation: Generation, record: RequestRecord) -> bytes:
         """The whole answer.
@@ -231,8 +121,8 @@ class ChatService:
             VlmError: the generation was refused or failed.
         """
         choices = [Choice() for _ in range(generation.num_choices)]
-        tally = _Tally(generation, record)
-        async with aclosing(self._deltas(generation, tally)) as deltas:
+        tally = Tally(generation, record)
+        async with aclosing(deltas_of(self._backend, generation, tally)) as deltas:
             async for delta in deltas:
                 choices[delta.index].add(delta)
         return generation.answer.whole(choices, tally.usage())
@@ -245,11 +135,11 @@ class ChatService:
         Raises:
             VlmError: the generation failed before the first event. Later errors are events.
         """
-        tally = _Tally(generation, record)
+        tally = Tally(generation, record)
         started: set[int] = set()
         is_sent = False
         try:
-            async with aclosing(self._deltas(generation, tally)) as deltas:
+            async with aclosing(deltas_of(self._backend, generation, tally)) as deltas:
                 async for delta in deltas:
                     is_first = delta.index not in started
                     started.add(delta.index)
@@ -293,7 +183,7 @@ class ChatService:
         if (salt := cache_salt_of(request, record.api_key)) is not None:
             sampling["cache_salt"] = salt
         grammar = grammar_of(request)
-        model = await self._find_model(request.model, prompt, sources)
+        model = await find_model(self._backend, request.model, prompt, sources)
         record.model = model.id
         tool_format = None
         if isinstance(request, ChatCompletionRequest):
@@ -311,7 +201,7 @@ class ChatService:
             model=model,
             prompt=prompt,
             prompt_param=prompt_param,
-            images=await self._media.load(sources, model.max_images),
+            images=await self._media.load(sources, model.max_images, record.api_key),
             sampling=sampling,
             grammar_param=None if grammar is None else grammar[0],
             tool_format=tool_format,
@@ -332,129 +222,4 @@ class ChatService:
                 ),
             ),
             is_stream=bool(request.stream),
-        )
-
-    async def _find_model(
-        self, name: str, prompt: dict[str, Any], sources: Sequence[ImageSource]
-    ) -> ModelInfo:
-        model = await self._backend.find_model(name)
-        if model is None:
-            raise ModelNotFoundError(name)
-        if sources and model.max_images == 0:
-            raise InvalidRequestError(
-                f"The model `{model.id}` is text-only: send the request without images, or ask a "
-                "model that sees them.",
-                param=sources[0].param,
-            )
-        _check_capabilities(prompt, model)
-        return model
-
-    async def _deltas(self, generation: Generation, tally: _Tally) -> AsyncGenerator[Delta, None]:
-        """The backend's deltas, counted; errors name the client's fields."""
-        stream = self._backend.generate(
-            generation.model.triton_name,
-            tally.record.backend_request_id,
-            generation.prompt,
-            generation.take_images(),
-            generation.sampling,
-            tally.record.traceparent,
-        )
-        parsers = []
-        if (form := generation.tool_format) is not None:
-            parsers = [ToolCallParser(form) for _ in range(generation.num_choices)]
-        async with aclosing(stream):
-            try:
-                async for delta in stream:
-                    tally.count(delta)
-                    yield parsers[delta.index].parse(delta) if parsers else delta
-            except InvalidRequestError as error:
-                if error.param in _PROMPT_PARAMS:
-                    error.param = generation.prompt_param
-                elif generation.grammar_param and (error.param or "").startswith("grammar"):
-                    error.param = generation.grammar_param
-                _rename_fields(error, generation.in_client_words)
-                raise
-        tally.check_complete()
-
-
-def _rename_fields(error: InvalidRequestError, in_client_words: Callable[[str], str]) -> None:
-    error.message = in_client_words(error.message)
-    if error.param is not None:
-        error.param = in_client_words(error.param)
-
-
-class _Tally:
-    """Counts what a generation has produced."""
-
-    def __init__(self, generation: Generation, record: RequestRecord) -> None:
-        self.record = record
-        self._num_choices = generation.num_choices
-        self._usages: dict[int, Usage] = {}
-
-    def count(self, delta: Delta) -> None:
-        """Note one delta.
-
-        Raises:
-            EngineError: the backend breaks its contract.
-        """
-        if not 0 <= delta.index < self._num_choices or delta.index in self._usages:
-            raise EngineError(f"the backend sent text for choice {delta.index}, which is not open")
-        if delta.token_ids or not delta.prompt_logprobs:
-            self.record.tokens_arrived(len(delta.token_ids))
-        self.record.timing = delta.timing
-        if delta.finish_reason is not None:
-            self.record.finish_reasons.append(delta.finish_reason)
-            self._usages[delta.index] = delta.usage or Usage(prompt_tokens=0, completion_tokens=0)
-            usage = self.usage()
-            self.record.prompt_tokens = usage.prompt_tokens
-            self.record.completion_tokens = usage.completion_tokens
-            self.record.cached_tokens = usage.cached_tokens
-            self.record.draft_tokens = usage.draft_tokens
-            self.record.accepted_draft_tokens = usage.accepted_draft_tokens
-            self.record.num_choices = len(self._usages)
-
-    def check_complete(self) -> None:
-        """Fail unless every choice has ended.
-
-        Raises:
-            EngineError: the backend stopped too early.
-        """
-        if len(self._usages) < self._num_choices:
-            raise EngineError(
-                f"the backend ended {len(self._usages)} of {self._num_choices} choices"
-            )
-
-    def usage(self) -> Usage:
-        """Tokens of the request: one prompt, all choices that have ended."""
-        usages = self._usages.values()
-        first = next(iter(usages))
-        return Usage(
-            prompt_tokens=first.prompt_tokens,
-            completion_tokens=sum(usage.completion_tokens for usage in usages),
-            image_tokens=first.image_tokens,
-            cached_tokens=first.cached_tokens,
-            reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
-            draft_tokens=sum(usage.draft_tokens for usage in usages),
-            accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in usages),
-        )
-
-
-def _check_capabilities(prompt: dict[str, Any], model: ModelInfo) -> None:
-    """Refuse what the model's chat template would leave out."""
-    messages = prompt.get("messages", ())
-    has_tools = "tools" in prompt
-    if model.tool_format is None and (
-        has_tools or any(turn["role"] == "tool" or "tool_calls" in turn for turn in messages)
-    ):
-        raise InvalidRequestError(
-            f"The model `{model.id}` calls no tools: its chat template takes none, or asks for calls in a "
-            "form that this server does not know.",
-            code="unsupported_parameter",
-            param="tools" if has_tools else "messages",
-        )
-    if not model.reasons and any("reasoning_content" in turn for turn in messages):
-        raise InvalidRequestError(
-            f"The model `{model.id}` does not reason: send its messages without 'reasoning_content'.",
-            code="unsupported_parameter",
-            param="messages",
         )

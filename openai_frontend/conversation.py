@@ -8,7 +8,7 @@ from typing import Any
 
 import pydantic_core
 
-from openai_frontend.protocol import ContentPart, ImagePart, Message, Tool, ToolCall
+from openai_frontend.protocol import ContentPart, ImagePart, ImageUrl, Message, Tool, ToolCall
 from python_backend.errors import InvalidRequestError
 
 # Beside role and content; any of them that is null or empty is taken for absent.
@@ -26,12 +26,24 @@ class ImageSource:
     """Where one image of the prompt comes from.
 
     Attributes:
-        url: `http:`, `https:`, `data:` or `file:` URL as the client wrote it.
-        param: path of that URL in the request, for error messages.
+        url: `http:`, `https:`, `data:` or `file:` URL as the client wrote it; None: what `uuid` stands for.
+        uuid: the client's own name for the image, if it gave one.
+        path: of the image's part in the request, for error messages.
     """
 
-    url: str
-    param: str
+    url: str | None
+    uuid: str | None = None
+    path: str
+
+    @property
+    def param(self) -> str:
+        """Path of what tells where the image is."""
+        return self.uuid_param if self.url is None else f"{self.path}.image_url.url"
+
+    @property
+    def uuid_param(self) -> str:
+        """Path of the client's name for the image."""
+        return f"{self.path}.uuid"
 
 
 def to_prompt(
@@ -84,11 +96,13 @@ def _check_fields(message: Message, path: str) -> None:
                 param=f"{path}.{field}",
             )
     if message.content is None and not message.tool_calls:
-        raise InvalidRequestError(
-            f"Missing required parameter: '{path}.content'.",
-            code="missing_required_parameter",
-            param=f"{path}.content",
-        )
+        raise _missing(f"{path}.content")
+
+
+def _missing(param: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param
+    )
 
 
 def _content(message: Message, path: str, images: list[ImageSource]) -> str | list[dict[str, str]]:
@@ -105,8 +119,12 @@ def _content(message: Message, path: str, images: list[ImageSource]) -> str | li
                 f"{message.role}.",
                 param=path,
             )
-        images.append(ImageSource(url=part.image_url.url, param=f"{path}.image_url.url"))
-        return {"type": "image", "detail": part.image_url.detail}
+        image_url = part.image_url or ImageUrl()
+        if image_url.url is None and part.uuid is None:
+            param = f"{path}.image_url" if part.image_url is None else f"{path}.image_url.url"
+            raise _missing(param)
+        images.append(ImageSource(url=image_url.url, uuid=part.uuid, path=path))
+        return {"type": "image", "detail": image_url.detail}
 
     return [to_part(part, f"{path}.content[{j}]") for j, part in enumerate(message.content)]
 
@@ -159,11 +177,7 @@ def _results(
     for i in results:
         message, path = messages[i], f"messages[{i}]"
         if not message.tool_call_id:
-            raise InvalidRequestError(
-                f"Missing required parameter: '{path}.tool_call_id'.",
-                code="missing_required_parameter",
-                param=f"{path}.tool_call_id",
-            )
+            raise _missing(f"{path}.tool_call_id")
         place = places.get(message.tool_call_id)
         if place is None or place in answers:
             raise InvalidRequestError(

@@ -42,6 +42,23 @@ class ResponseNotFoundError(InvalidRequestError):
     default_code: ClassVar[str] = "response_not_found"
 
 
+class ImageNotFoundError(InvalidRequestError):
+    """The request names an image that the caller has not sent, or that is no longer kept.
+
+    Args:
+        param: path of the name in the request.
+    """
+
+    default_code: ClassVar[str] = "image_not_found"
+
+    def __init__(self, param: str) -> None:
+        super().__init__(
+            f"There is no image with the uuid at '{param}' of this API key, or no longer; send the image "
+            "again, with its 'image_url' beside the 'uuid'.",
+            param=param,
+        )
+
+
 class RequestTooLargeError(InvalidRequestError):
     """The request body is larger than the server reads."""
 
@@ -119,6 +136,7 @@ _STATUS: dict[type[BaseException], tuple[int, str]] = {
     InvalidApiKeyError: (401, "invalid_request_error"),
     ModelNotFoundError: (404, "invalid_request_error"),
     ResponseNotFoundError: (404, "invalid_request_error"),
+    ImageNotFoundError: (404, "invalid_request_error"),
     RequestTimeoutError: (408, "invalid_request_error"),
     RequestTooLargeError: (413, "invalid_request_error"),
     UnsupportedEncodingError: (415, "invalid_request_error"),

@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import binascii
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from openai_frontend.addresses import refused
+from openai_frontend.api_keys import ApiKey
 from openai_frontend.conversation import ImageSource
 from openai_frontend.fetch import too_large
+from openai_frontend.image_store import ImageStore
 from openai_frontend.local_files import LocalFiles, is_file_url
 from openai_frontend.settings import Settings
 from python_backend.errors import InvalidImageError, InvalidRequestError
@@ -42,19 +44,21 @@ class Fetcher(Protocol):
 class MediaLoader:
     """Loads the images of one request within its limits."""
 
-    def __init__(self, settings: Settings, fetcher: Fetcher) -> None:
+    def __init__(self, settings: Settings, fetcher: Fetcher, store: ImageStore) -> None:
         self._settings = settings
         self._fetcher = fetcher
+        self._store = store
         self._local_files = LocalFiles(settings)
 
     async def load(
-        self, sources: Sequence[ImageSource], model_max_images: int | None
+        self, sources: Sequence[ImageSource], model_max_images: int | None, owner: ApiKey | None
     ) -> list[bytes]:
         """The image files of a request, in order; the same URL twice is fetched once.
 
         Args:
             sources: where the images are.
             model_max_images: limit of the model, if it has one.
+            owner: whose images a uuid may stand for.
 
         Raises:
             InvalidRequestError: names the image at fault.
@@ -68,22 +72,29 @@ class MediaLoader:
                 f"but got {len(sources)}.",
                 param="messages",
             )
+        places = self._store.locate(owner, sources)
+        linked: dict[str, ImageSource] = {}
         for source in sources:
+            if source.url is not None:
+                linked.setdefault(source.url, source)
+        for url, source in linked.items():
             with _blamed_on(source):
-                self._check_url(source.url)
+                self._check_url(url)
         budget = _ByteBudget(self._settings.max_total_image_bytes)
+        budget.take(sum(len(place) for place in places if isinstance(place, bytes)))
         files: dict[str, bytes] = {}
-        for source in sources:
-            if _is_data_url(source.url) and source.url not in files:
+        for url, source in linked.items():
+            if _is_data_url(url):
                 with _blamed_on(source):
-                    files[source.url] = _decode_data_url(source.url)
-                    budget.take(len(files[source.url]))
-                    check_format(files[source.url])
-        others = {source.url: source for source in sources if not _is_data_url(source.url)}
-        files |= await self._fetch_all(list(others.values()), budget)
-        images = [files[source.url] for source in sources]
+                    files[url] = _decode_data_url(url)
+                    budget.take(len(files[url]))
+                    check_format(files[url])
+        others = {url: source for url, source in linked.items() if url not in files}
+        files |= await self._fetch_all(others, budget)
+        images = [place if isinstance(place, bytes) else files[place] for place in places]
         # Again over all of them: what was loaded once is sent as often as it is used.
         _ByteBudget(self._settings.max_total_image_bytes).take(sum(map(len, images)))
+        self._store.keep(owner, sources, images)
         return images
 
     def _check_url(self, url: str) -> None:
@@ -98,22 +109,22 @@ class MediaLoader:
             raise too_large(self._settings.max_image_bytes)
 
     async def _fetch_all(
-        self, sources: Sequence[ImageSource], budget: _ByteBudget
+        self, linked: Mapping[str, ImageSource], budget: _ByteBudget
     ) -> dict[str, bytes]:
-        async def fetch(source: ImageSource) -> bytes:
+        async def fetch(url: str, source: ImageSource) -> bytes:
             with _blamed_on(source):
-                read = self._local_files.read if is_file_url(source.url) else self._fetcher.fetch
-                data = await read(source.url, budget.take)
+                read = self._local_files.read if is_file_url(url) else self._fetcher.fetch
+                data = await read(url, budget.take)
                 check_format(data)
                 return data
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(fetch(source)) for source in sources]
+                tasks = {url: group.create_task(fetch(url, linked[url])) for url in linked}
         except BaseExceptionGroup as errors:
             # The first failure cancels the other downloads; the client hears about that one.
             raise errors.exceptions[0] from None
-        return {source.url: task.result() for source, task in zip(sources, tasks, strict=True)}
+        return {url: task.result() for url, task in tasks.items()}
 
 
 class _ByteBudget:

@@ -75,6 +75,17 @@ class Metrics:
             "image_fetch_seconds", "Time to fetch one image over HTTP.", _LATENCY_BUCKETS_S
         )
 
+        self._image_store_hits = Counter(
+            _PREFIX + "image_store_hits",
+            "Images that a request named by the uuid of an earlier one.",
+            registry=registry,
+        )
+        self._image_store_misses = Counter(
+            _PREFIX + "image_store_misses",
+            "Images that a request named and that were not, or no longer, there.",
+            registry=registry,
+        )
+
     def request_started(self, record: RequestRecord) -> None:
         """Count a generation as running."""
         if record.is_generation:
@@ -100,6 +111,10 @@ class Metrics:
     def image_fetched(self, seconds: float) -> None:
         """Count one fetched image."""
         self._image_fetch.observe(seconds)
+
+    def image_looked_up(self, is_hit: bool) -> None:
+        """Count one image that was named instead of sent."""
+        (self._image_store_hits if is_hit else self._image_store_misses).inc()
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -16,8 +16,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute
 
-from openai_frontend import answer_models as answers
 from openai_frontend import anthropic_answers
+from openai_frontend.answer_models import anthropic, completions, responses, server
+from openai_frontend.answer_models.base import ErrorAnswer
 from openai_frontend.anthropic_messages import CountTokensRequest, MessagesRequest
 from openai_frontend.errors import kinds_of
 from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest
@@ -59,47 +60,47 @@ _PROMPT_ERRORS = (400, 404, 408, 429, 503)
 _OPERATIONS: Final[Mapping[str, _Operation]] = {
     "/v1/chat/completions": _Operation(
         body=ChatCompletionRequest,
-        answer=answers.ChatCompletion,
-        event=answers.ChatCompletionChunk,
+        answer=completions.ChatCompletion,
+        event=completions.ChatCompletionChunk,
         statuses=_PROMPT_ERRORS,
     ),
     "/v1/completions": _Operation(
         body=CompletionRequest,
-        answer=answers.Completion,
-        event=answers.CompletionChunk,
+        answer=completions.Completion,
+        event=completions.CompletionChunk,
         statuses=_PROMPT_ERRORS,
     ),
     "/v1/responses": _Operation(
         body=ResponsesRequest,
-        answer=answers.Response,
+        answer=responses.Response,
         others=(_EVENTS,),
         statuses=_PROMPT_ERRORS,
     ),
-    "/v1/responses/{id}": _Operation(answer=answers.Response, statuses=(400, 404)),
-    "DELETE /v1/responses/{id}": _Operation(answer=answers.DeletedResponse, statuses=(404,)),
+    "/v1/responses/{id}": _Operation(answer=responses.Response, statuses=(400, 404)),
+    "DELETE /v1/responses/{id}": _Operation(answer=responses.DeletedResponse, statuses=(404,)),
     "/v1/responses/{id}/cancel": _Operation(statuses=(400, 404)),
     "/v1/responses/{id}/input_items": _Operation(
-        query=ItemQuery, answer=answers.ResponseItemList, statuses=(400, 404)
+        query=ItemQuery, answer=responses.ResponseItemList, statuses=(400, 404)
     ),
     "/v1/messages": _Operation(
         body=MessagesRequest,
-        answer=answers.AnthropicMessage,
+        answer=anthropic.AnthropicMessage,
         others=(_EVENTS,),
         statuses=_PROMPT_ERRORS,
     ),
     "/v1/messages/count_tokens": _Operation(
-        body=CountTokensRequest, answer=answers.TokenCount, statuses=_PROMPT_ERRORS
+        body=CountTokensRequest, answer=anthropic.TokenCount, statuses=_PROMPT_ERRORS
     ),
-    "/tokenize": _Operation(body=TokenizeRequest, answer=answers.Tokens, statuses=_PROMPT_ERRORS),
+    "/tokenize": _Operation(body=TokenizeRequest, answer=server.Tokens, statuses=_PROMPT_ERRORS),
     "/detokenize": _Operation(
-        body=DetokenizeRequest, answer=answers.DetokenizedText, statuses=_PROMPT_ERRORS
+        body=DetokenizeRequest, answer=server.DetokenizedText, statuses=_PROMPT_ERRORS
     ),
-    "/v1/models": _Operation(answer=answers.ModelList, statuses=(503,)),
-    "/v1/models/{model}": _Operation(answer=answers.ModelCard, statuses=(404, 503)),
-    "/health/live": _Operation(answer=answers.HealthStatus),
-    "/health/ready": _Operation(answer=answers.HealthStatus, statuses=(503,)),
-    "/health/generate": _Operation(answer=answers.HealthStatus, statuses=(429, 503)),
-    "/version": _Operation(answer=answers.VersionAnswer),
+    "/v1/models": _Operation(answer=server.ModelList, statuses=(503,)),
+    "/v1/models/{model}": _Operation(answer=server.ModelCard, statuses=(404, 503)),
+    "/health/live": _Operation(answer=server.HealthStatus),
+    "/health/ready": _Operation(answer=server.HealthStatus, statuses=(503,)),
+    "/health/generate": _Operation(answer=server.HealthStatus, statuses=(429, 503)),
+    "/version": _Operation(answer=server.VersionAnswer),
     "/metrics": _Operation(others=("text/plain",)),
     "/openapi.json": _Operation(others=(_JSON,)),
     "/": _Operation(others=("text/html",), is_cached=True),
@@ -145,8 +146,8 @@ def openapi_document(routes: Sequence[BaseRoute], needs_key: Callable[[str], boo
 
 
 def _component_schemas() -> Schema:
-    models: dict[type[BaseModel], None] = {answers.ErrorAnswer: None}
-    models[answers.AnthropicErrorAnswer] = None
+    models: dict[type[BaseModel], None] = {ErrorAnswer: None}
+    models[anthropic.AnthropicErrorAnswer] = None
     for operation in _OPERATIONS.values():
         for model in (operation.body, operation.answer, operation.event):
             if model is not None:
@@ -189,16 +190,16 @@ def _responses(path: str, described: _Operation, method: str, needs_key: bool) -
         content[_JSON] = {"schema": _ref(described.answer)}
     if described.event is not None:
         content[_EVENTS] = {"schema": _event(described.event)}
-    responses: Schema = {}
+    by_status: Schema = {}
     if content:
-        responses["200"] = _response("The answer.", content if method != "HEAD" else {})
+        by_status["200"] = _response("The answer.", content if method != "HEAD" else {})
     if described.is_cached:
-        responses["304"] = _response("What the client has is still right.", {})
+        by_status["304"] = _response("What the client has is still right.", {})
     statuses = {*_EVERYWHERE, *described.statuses, *([401] if needs_key else [])}
     is_anthropic = path.startswith(anthropic_answers.PATH)
     for status in sorted(statuses):
-        responses[str(status)] = _error_response(status, is_anthropic)
-    return responses
+        by_status[str(status)] = _error_response(status, is_anthropic)
+    return by_status
 
 
 def _event(data: type[BaseModel]) -> Schema:
@@ -206,7 +207,7 @@ def _event(data: type[BaseModel]) -> Schema:
     told = {
         "type": "string",
         "contentMediaType": _JSON,
-        "contentSchema": {"anyOf": [_ref(data), _ref(answers.ErrorAnswer)]},
+        "contentSchema": {"anyOf": [_ref(data), _ref(ErrorAnswer)]},
     }
     return {
         "description": "Each event of the stream that `stream` asks for.",
@@ -226,13 +227,13 @@ def _response(description: str, content: Schema) -> Schema:
 
 def _error_response(status: int, is_anthropic: bool) -> Schema:
     if is_anthropic:
-        schema = _ref(answers.AnthropicErrorAnswer)
+        schema = _ref(anthropic.AnthropicErrorAnswer)
     else:
         types, codes = kinds_of(status)
         kinds: Schema = {"type": {"enum": types}, "code": {"enum": codes}}
         schema = {
             "allOf": [
-                _ref(answers.ErrorAnswer),
+                _ref(ErrorAnswer),
                 {"properties": {"error": {"properties": kinds}}},
             ]
         }

@@ -54,17 +54,18 @@ class TextPart(Fields):
 
 
 class ImageUrl(Fields):
-    """Where an image is, and how closely to look at it."""
+    """Where an image is, unless its part has a uuid, and how closely to look at it."""
 
-    url: str = Field(min_length=1)
+    url: Annotated[str, StringConstraints(min_length=1)] | None = None
     detail: Literal["auto", "low", "high"] = "auto"
 
 
 class ImagePart(Fields):
-    """An image inside a message."""
+    """An image inside a message; with a `uuid` and no URL the one that was sent with that `uuid` before."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: ImageUrl | None = None
+    uuid: str | None = Field(None, pattern=r"^[!-~]{1,256}$")
 
 
 # The tags in angle brackets keep pydantic's error locations apart from what the client wrote.

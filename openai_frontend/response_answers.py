@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from openai_frontend.answers import Answer, Choice
 from openai_frontend.backend import Delta, Usage
 from openai_frontend.errors import error_body, status_of
-from openai_frontend.responses import Answer, Choice
 from openai_frontend.responses_api import ChosenFunction, ResponsesRequest
 from openai_frontend.sse import dumps, named_event
 

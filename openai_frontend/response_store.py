@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from openai_frontend.api_keys import ApiKey
 from openai_frontend.errors import ResponseNotFoundError
+from openai_frontend.namespaces import Namespace, Namespaces
 from openai_frontend.settings import Settings
 from python_backend.errors import InvalidRequestError, OverloadedError
 
@@ -32,7 +31,10 @@ class StoredResponse:
     __slots__ = ("_body", "input_items", "namespace", "previous")
 
     def __init__(
-        self, namespace: Namespace, input_items: bytes, previous: StoredResponse | None
+        self,
+        namespace: Namespace[StoredResponse],
+        input_items: bytes,
+        previous: StoredResponse | None,
     ) -> None:
         self.namespace = namespace
         self.input_items = input_items
@@ -74,40 +76,8 @@ class StoredResponse:
         return reversed(turns)
 
 
-@dataclass(slots=True)
-class _Entry:
-    response: StoredResponse
-    used_at: float
-
-
-@dataclass(slots=True, eq=False)
-class Namespace:
-    """What one API key has stored.
-
-    Attributes:
-        entries: by id, the one that was unused for the longest time first.
-        num_bytes: of all its responses in memory.
-    """
-
-    entries: OrderedDict[str, _Entry] = field(default_factory=OrderedDict)
-    num_bytes: int = 0
-
-    def drop_oldest(self) -> None:
-        """Forget the id that was unused for the longest time."""
-        self.entries.popitem(last=False)
-
-    def drop_unused_since(self, last_used_at: float) -> None:
-        """Forget the ids that were not used after a time."""
-        while self.entries and next(iter(self.entries.values())).used_at <= last_used_at:
-            self.drop_oldest()
-
-
 class ResponseStore:
     """Keeps responses until they are deleted, unused for too long, or in the way of newer ones.
-
-    Every API key has a namespace of its own, and sees no other. When there are too many responses, or too
-    many bytes, the one goes that was unused for the longest time in the namespace that has the most of them,
-    so that one caller cannot push out all others.
 
     Args:
         settings: the bounds.
@@ -115,26 +85,27 @@ class ResponseStore:
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self._max_responses = settings.max_stored_responses
-        self._max_bytes = settings.max_stored_bytes
-        self._ttl_s = settings.stored_response_ttl_s
-        self._clock = clock
-        self._namespaces: dict[bytes, Namespace] = {}
+        self._namespaces: Namespaces[StoredResponse] = Namespaces(
+            max_entries=settings.max_stored_responses,
+            max_bytes=settings.max_stored_bytes,
+            ttl_s=settings.stored_response_ttl_s,
+            clock=clock,
+        )
 
     @property
     def is_enabled(self) -> bool:
         """Whether anything is kept."""
-        return self._max_responses > 0
+        return self._namespaces.max_entries > 0
 
     @property
     def num_responses(self) -> int:
         """How many can be asked for."""
-        return sum(len(namespace.entries) for namespace in self._namespaces.values())
+        return self._namespaces.num_entries
 
     @property
     def num_bytes(self) -> int:
         """Memory that is in use, also by requests that are being answered."""
-        return sum(namespace.num_bytes for namespace in self._namespaces.values())
+        return self._namespaces.num_bytes
 
     def begin(
         self, owner: ApiKey | None, input_items: bytes, previous: StoredResponse | None = None
@@ -145,18 +116,17 @@ class ResponseStore:
             InvalidRequestError: the conversation is too large for an empty store.
             OverloadedError: it is too large beside those that are being answered.
         """
-        self._sweep()
-        namespace = self._namespaces.setdefault(_name(owner), Namespace())
+        namespace = self._namespaces.open(owner)
         response = StoredResponse(namespace, input_items, previous)
-        num_bytes = response.num_conversation_bytes
-        if num_bytes > self._max_bytes:
+        num_bytes, max_bytes = response.num_conversation_bytes, self._namespaces.max_bytes
+        if num_bytes > max_bytes:
             raise InvalidRequestError(
-                f"The conversation has {num_bytes} bytes, and this server stores {self._max_bytes}; send "
+                f"The conversation has {num_bytes} bytes, and this server stores {max_bytes}; send "
                 "the request with 'store' false.",
                 param="store",
             )
-        self._make_room(namespace)
-        if self.num_bytes > self._max_bytes:
+        self._namespaces.make_room(namespace)
+        if self.num_bytes > max_bytes:
             raise OverloadedError(
                 "The requests that are being answered fill the store of responses; try again later, or "
                 "send the request with 'store' false."
@@ -165,8 +135,7 @@ class ResponseStore:
 
     def add(self, response_id: str, response: StoredResponse) -> None:
         """Keep a response that has come to its end, and drop others where it needs their room."""
-        response.namespace.entries[response_id] = _Entry(response, self._clock())
-        self._make_room(response.namespace)
+        self._namespaces.add(response.namespace, response_id, response)
 
     def find(self, owner: ApiKey | None, response_id: str) -> StoredResponse:
         """A response that the same caller has made; counts as a use.
@@ -174,18 +143,15 @@ class ResponseStore:
         Raises:
             ResponseNotFoundError: there is none, or no longer.
         """
-        self._sweep()
-        namespace = self._namespaces.get(_name(owner), Namespace())
-        entry = namespace.entries.get(response_id)
-        if entry is None:
+        response = self._namespaces.find(owner, response_id)
+        if response is None:
             raise ResponseNotFoundError(
                 f"There is no response with the id '{response_id}' of this API key, or no longer: the server "
-                f"keeps up to {self._max_responses} responses, each for {self._ttl_s:.0f} seconds after its "
-                "last use, and drops the oldest when there are more."
+                f"keeps up to {self._namespaces.max_entries} responses, each for "
+                f"{self._namespaces.ttl_s:.0f} seconds after its last use, and drops the oldest when there "
+                "are more."
             )
-        entry.used_at = self._clock()
-        namespace.entries.move_to_end(response_id)
-        return entry.response
+        return response
 
     def remove(self, owner: ApiKey | None, response_id: str) -> None:
         """Forget a response of the same caller.
@@ -194,32 +160,3 @@ class ResponseStore:
             ResponseNotFoundError: there is none, or no longer.
         """
         del self.find(owner, response_id).namespace.entries[response_id]
-
-    def _make_room(self, namespace: Namespace) -> None:
-        """Drop responses until the others are within the bounds, as far as that can be done.
-
-        A caller whose running requests fill the store has nothing that can be dropped; then it is for
-        `namespace`, which needs the room, to make it.
-        """
-        while self.num_responses > self._max_responses:
-            max(self._namespaces.values(), key=lambda each: len(each.entries)).drop_oldest()
-        while self.num_bytes > self._max_bytes:
-            largest = max(self._namespaces.values(), key=lambda each: each.num_bytes)
-            if not largest.entries:
-                largest = namespace
-            if not largest.entries:
-                break
-            largest.drop_oldest()
-
-    def _sweep(self) -> None:
-        """Forget what has expired, and namespaces of which nothing is left."""
-        last_used_at = self._clock() - self._ttl_s
-        for namespace in self._namespaces.values():
-            namespace.drop_unused_since(last_used_at)
-        self._namespaces = {
-            name: each for name, each in self._namespaces.items() if each.entries or each.num_bytes
-        }
-
-
-def _name(owner: ApiKey | None) -> bytes:
-    return b"" if owner is None else owner.digest

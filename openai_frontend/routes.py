@@ -11,14 +11,16 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 from openai_frontend.backend import Backend, ModelInfo
-from openai_frontend.chat import ChatService, Generation
+from openai_frontend.chat import ChatService
 from openai_frontend.disconnect import until_disconnect
 from openai_frontend.errors import ModelNotFoundError, ServiceUnavailableError
+from openai_frontend.generation import Generation
 from openai_frontend.health_probe import GenerationProbe
 from openai_frontend.record import RequestRecord
 from openai_frontend.response_history import ItemQuery, item_list
 from openai_frontend.response_store import ResponseStore, StoredResponse
 from openai_frontend.sse import EventStreamResponse
+from openai_frontend.tokenization import Tokenization
 from openai_frontend.validation import NoQuery, parse_query
 from openai_frontend.version import VERSION
 from python_backend.errors import InvalidRequestError, RequestCancelledError
@@ -49,7 +51,7 @@ async def create_message(request: Request) -> Response:
 @router.post("/v1/messages/count_tokens")
 async def count_tokens(request: Request) -> Response:
     """How many tokens a message would be asked with."""
-    num_tokens = await _from_body(request, _service(request).count_tokens)
+    num_tokens = await _from_body(request, _tokenization(request).count_tokens)
     return JSONResponse({"input_tokens": num_tokens})
 
 
@@ -94,13 +96,13 @@ async def list_input_items(request: Request) -> Response:
 @router.post("/tokenize")
 async def tokenize(request: Request) -> Response:
     """The tokens of a text or a conversation."""
-    return JSONResponse(await _from_body(request, _service(request).tokenize))
+    return JSONResponse(await _from_body(request, _tokenization(request).tokenize))
 
 
 @router.post("/detokenize")
 async def detokenize(request: Request) -> Response:
     """The text of tokens."""
-    text = await _from_body(request, _service(request).detokenize)
+    text = await _from_body(request, _tokenization(request).detokenize)
     return JSONResponse({"prompt": text})
 
 
@@ -178,6 +180,11 @@ async def _body(request: Request) -> bytearray:
 def _service(request: Request) -> ChatService:
     service: ChatService = request.app.state.service
     return service
+
+
+def _tokenization(request: Request) -> Tokenization:
+    tokenization: Tokenization = request.app.state.tokenization
+    return tokenization
 
 
 def _responses(request: Request) -> ResponseStore:

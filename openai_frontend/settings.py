@@ -21,7 +21,9 @@ OTLP_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _MIB = 1024 * 1024
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _HTTP_URL = re.compile(r"https?://[^/\s]\S*")
-_MAY_BE_ZERO = ("port", "max_media_redirects", "max_stored_responses", "models_ttl_s")
+_MAY_BE_ZERO = (
+    *("port", "max_media_redirects", "max_stored_responses", "max_stored_images", "models_ttl_s"),
+)
 # What browsers send as Origin: no path, not even a slash at the end.
 _ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
 
@@ -93,6 +95,14 @@ class Settings:
     max_stored_bytes: int = _setting(256 * _MIB, "memory for stored responses and their inputs")
     stored_response_ttl_s: float = _setting(
         3600.0, "time a stored response is kept after it was last used"
+    )
+
+    max_stored_images: int = _setting(
+        1000, "images with a uuid kept in memory for all API keys together; 0: none"
+    )
+    max_stored_image_bytes: int = _setting(256 * _MIB, "memory for images with a uuid")
+    stored_image_ttl_s: float = _setting(
+        3600.0, "time an image with a uuid is kept after it was last used"
     )
 
     models_ttl_s: float = _setting(5.0, "how long the list of Triton's models is remembered")

@@ -25,6 +25,9 @@ from python_backend.scheduler import Choice, FinishReason, Request, Scheduler, S
 from python_backend.timing import Stopwatch, Timing
 from python_backend.token_text import TokenText
 
+_MIN_DRAFT_TOKENS = 2
+"""Of a choice in a step: its next token and one that is guessed."""
+
 
 @dataclass(slots=True)
 class _ChoiceState:
@@ -37,7 +40,7 @@ class _ChoiceState:
     detokenizer: Detokenizer
     reasoning_text: ReasoningText
     trims_answer: bool
-    lookup: PromptLookup
+    lookup: PromptLookup | None
 
 
 @dataclass(slots=True)
@@ -187,7 +190,10 @@ class Engine:
             lookup=self._new_lookup(request.prompt, choice.request.max_tokens),
         )
 
-    def _new_lookup(self, prompt: PreparedPrompt, max_tokens: int) -> PromptLookup:
+    def _new_lookup(self, prompt: PreparedPrompt, max_tokens: int) -> PromptLookup | None:
+        """What guesses for a choice; None where no step has room for a guess."""
+        if self._max_draft_tokens < _MIN_DRAFT_TOKENS:
+            return None
         token_ids = prompt.token_ids
         # Neither can be in an answer: tokens that stand for images, and those that have no logit.
         is_other = (prompt.image_index >= 0) | (token_ids >= self._runner.vocab_size)
@@ -236,13 +242,13 @@ class Engine:
     def _drafts(self, plan: StepPlan) -> list[list[int]]:
         """Guesses of what follows the next token of each choice; none where they would not pay."""
         choices = plan.choices
-        if plan.kind != "decode" or 2 * len(choices) > self._max_draft_tokens:
+        if plan.kind != "decode" or _MIN_DRAFT_TOKENS * len(choices) > self._max_draft_tokens:
             return [[] for _ in choices]
         # Every row is written as far as the longest draft.
         longest_row = max(choice.num_computed_tokens for choice in choices)
         room = self.scheduler.max_model_len - longest_row - 1
         max_length = min(room, self._max_draft_tokens // len(choices) - 1)
-        lookups = [self._states[choice].lookup for choice in choices]
+        lookups = [lookup for c in choices if (lookup := self._states[c].lookup) is not None]
         # Behind the last token that it may have no choice needs logits.
         return propose(lookups, [min(max_length, c.num_tokens_left - 1) for c in choices])
 
@@ -312,7 +318,7 @@ class Engine:
         were_guessed = []
         for choice, state, token in zip(choices, states, tokens, strict=True):
             state.sampler.append(token.token_id)
-            were_guessed.append(state.lookup.append(token.token_id))
+            were_guessed.append(state.lookup is not None and state.lookup.append(token.token_id))
             self._runner.append(choice, token.token_id)
             self.scheduler.append(choice, token.token_id)
         return tokens, were_guessed
@@ -403,15 +409,15 @@ class Engine:
     def _usage(self, choice: Choice) -> Usage:
         request = choice.request
         state = self._states[choice]
-        reasoning = state.sampler.reasoning
+        reasoning, lookup = state.sampler.reasoning, state.lookup
         return Usage(
             request.num_prompt_tokens,
             choice.num_output_tokens,
             self._requests[request.request_id].prompt.num_image_tokens,
             request.num_cached_tokens,
             reasoning_tokens=0 if reasoning is None else reasoning.num_tokens,
-            draft_tokens=state.lookup.num_drafted,
-            accepted_draft_tokens=state.lookup.num_accepted,
+            draft_tokens=0 if lookup is None else lookup.num_drafted,
+            accepted_draft_tokens=0 if lookup is None else lookup.num_accepted,
         )
 
     def _timing(self, request: Request) -> Timing | None:

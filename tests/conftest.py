@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -124,7 +125,32 @@ def _temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 
 @pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Put a program of that name with the given shell script first in PATH."""
+    program = tmp_path / "bin" / "nvidia-smi"
+
+    def install(script: str) -> None:
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+
+    return install
+
+
+@pytest.fixture
+def nvidia_gpus(nvidia_smi: Callable[[str], None]) -> Callable[..., None]:
+    """Let nvidia-smi tell of GPUs with the given compute capabilities, such as "8.9"."""
+
+    def install(*capabilities: str) -> None:
+        rows = (f"echo 'NVIDIA GPU, {c}, 24576, 24000, 590.44.01'" for c in capabilities)
+        nvidia_smi("\n".join(rows))
+
+    return install
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch, nvidia_gpus: Callable[..., None]) -> Any:
     """The fake in place of TensorRT-RTX, CuPy's beside it, and a GPU of the driver's words."""
     from fake_cupy import fake_cupy
     from fake_tensorrt import FakeTensorRt
@@ -133,11 +159,7 @@ def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     cupy, cupyx = fake_cupy()
     for name, fake in (("tensorrt_rtx", module), ("cupy", cupy), ("cupyx", cupyx)):
         monkeypatch.setitem(sys.modules, name, fake)
-    smi = tmp_path / "bin" / "nvidia-smi"
-    smi.parent.mkdir()
-    smi.write_text("#!/bin/sh\necho 8.9\necho 12.0\n")
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", str(smi.parent), prepend=":")
+    nvidia_gpus("8.9", "12.0")
     return module
 
 

@@ -11,12 +11,12 @@ import pytest
 
 from builders.options import BuildOptions
 from builders.pipeline import build
-from python_backend.gpu import current_gpu
+from python_backend.gpu import GpuQueryError, current_gpu, find_gpus
 from python_backend.manifest import ModelFolder
 from python_backend.runtimes.tensorrt import load_tensorrt
 from tests.conftest import SilentReport
 from tests.gpu.report import GpuReport
-from triton_vlm.doctor.gpu import GpuQueryError, find_gpus, find_tensorrt
+from triton_vlm.doctor.gpu import find_tensorrt
 
 FOLDER = Path(__file__).parent
 CHECKPOINT = FOLDER.parents[1] / "default_model" / "shapes-vl"

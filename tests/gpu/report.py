@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from triton_vlm.doctor.gpu import GpuQueryError, find_gpus, find_tensorrt
+from python_backend.gpu import GpuQueryError, find_gpus
+from triton_vlm.doctor.gpu import find_tensorrt
 
 
 class GpuReport:

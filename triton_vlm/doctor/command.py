@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from triton_vlm.doctor import gpu, host, machine
 from triton_vlm.doctor.check import Check
@@ -14,6 +15,9 @@ from triton_vlm.doctor.model import (
     read_model,
 )
 from triton_vlm.doctor.report import Report, model_check
+
+if TYPE_CHECKING:
+    from python_backend.gpu import Gpu
 
 
 def examine(model: str | None, repository: Path, tritonserver: Path | None) -> Report:
@@ -27,11 +31,13 @@ def examine(model: str | None, repository: Path, tritonserver: Path | None) -> R
     Raises:
         LaunchError: `model` is none of these.
     """
+    from python_backend.gpu import GpuQueryError, find_gpus
+
     chosen = None if model is None else read_model(model, repository)
     problem = ""
     try:
-        gpus = gpu.find_gpus()
-    except gpu.GpuQueryError as error:
+        gpus = find_gpus()
+    except GpuQueryError as error:
         gpus, problem = [], f"nvidia-smi fails: {error}"
     tensorrt = gpu.find_tensorrt()
     checks: list[Check] = [
@@ -54,7 +60,7 @@ def examine(model: str | None, repository: Path, tritonserver: Path | None) -> R
     return Report(checks=checks, gpus=gpus, tensorrt=tensorrt, model=chosen, footprints=footprints)
 
 
-def _footprints(model: Model, gpus: list[gpu.Gpu]) -> list[Footprint]:
+def _footprints(model: Model, gpus: list[Gpu]) -> list[Footprint]:
     """The host's first, then every GPU's."""
     free = machine.free_memory_bytes()
     return [

@@ -1,19 +1,16 @@
-"""NVIDIA GPUs, as the driver's own program tells, and the libraries that compute on them."""
+"""What NVIDIA GPUs are good for, and the libraries that compute on them."""
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 import importlib.util
-import shutil
-import subprocess
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from triton_vlm.doctor.check import Check, Status, in_gib
 
-QUERY = ("name", "compute_cap", "memory.total", "memory.free", "driver_version")
-_TIMEOUT_S = 20.0
-"""Waking a driver without persistence mode takes seconds."""
+if TYPE_CHECKING:
+    from python_backend.gpu import Gpu
 
 _MIN_TENSORRT = (7, 5)
 """Triton's release notes 26.08: compute capability 7.5 and later."""
@@ -24,25 +21,6 @@ _MIN_BF16 = (8, 0)
 
 _TENSORRT_MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 _CUDA_MODULES = ("cupy", "cuda.bindings")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """One GPU.
-
-    Attributes:
-        name: as NVIDIA sells it.
-        compute_capability: (major, minor).
-        memory_bytes: of the device; None where it shares the host's.
-        free_bytes: of it; None where it shares the host's.
-        driver: version of the driver.
-    """
-
-    name: str
-    compute_capability: tuple[int, int]
-    memory_bytes: int | None
-    free_bytes: int | None
-    driver: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,59 +34,6 @@ class Library:
 
     module: str
     version: str
-
-
-class GpuQueryError(Exception):
-    """nvidia-smi is there and did not tell; the message is its own."""
-
-
-def find_gpus() -> list[Gpu]:
-    """The GPUs that the driver shows this process.
-
-    Raises:
-        GpuQueryError: the driver's program is there and fails.
-    """
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    command = [program, f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise GpuQueryError(str(error)) from error
-    if result.returncode != 0:
-        text = (result.stderr or result.stdout).strip() or f"exit status {result.returncode}"
-        raise GpuQueryError(text.splitlines()[0])
-    return parse_gpus(result.stdout)
-
-
-def parse_gpus(text: str) -> list[Gpu]:
-    """What nvidia-smi printed for `QUERY` as GPUs.
-
-    Raises:
-        GpuQueryError: it is something else.
-    """
-    gpus = []
-    for row in csv.reader(text.splitlines(), skipinitialspace=True):
-        try:
-            name, capability, total, free, driver = row
-            major, minor = map(int, capability.split("."))
-        except ValueError:
-            raise GpuQueryError(f"nvidia-smi printed {', '.join(row)!r}") from None
-        gpu = Gpu(
-            name=name,
-            compute_capability=(major, minor),
-            memory_bytes=_mebibytes(total),
-            free_bytes=_mebibytes(free),
-            driver=driver,
-        )
-        gpus.append(gpu)
-    return gpus
-
-
-def _mebibytes(text: str) -> int | None:
-    # "[N/A]" on GPUs that share the host's memory.
-    return int(text) * 2**20 if text.isdigit() else None
 
 
 def find_libraries(modules: tuple[str, ...]) -> list[Library]:

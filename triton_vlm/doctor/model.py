@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triton_vlm.doctor.gpu import Gpu
 from triton_vlm.doctor.memory import Activations, Footprint, cache_size
 from triton_vlm.launch_error import LaunchError
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from builders.packed import PackedLinear
     from builders.precision import Precision
+    from python_backend.gpu import Gpu
     from python_backend.manifest import Manifest
 
 PROGRAM_BYTES = 512 * 2**20

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triton_vlm.doctor.check import Check, Status, in_gib
-from triton_vlm.doctor.gpu import Gpu, Library
+from triton_vlm.doctor.gpu import Library
 from triton_vlm.doctor.memory import SEQS, Cell, Footprint, lengths_up_to, table
 from triton_vlm.doctor.model import Model
+
+if TYPE_CHECKING:
+    from python_backend.gpu import Gpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

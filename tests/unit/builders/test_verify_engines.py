@@ -19,7 +19,7 @@ from python_backend.errors import ParityError
 
 
 @pytest.fixture
-def build_engines(tied, trt, tmp_path, monkeypatch, report):
+def build_engines(tied, trt, nvidia_gpus, tmp_path, monkeypatch, report):
     """Builds for sm89 and sm120 on a machine with a GPU; `damage` changes the weights of the engines."""
 
     def fake_engine(path, spec, profiles, *, gpu, say):
@@ -36,7 +36,7 @@ def build_engines(tied, trt, tmp_path, monkeypatch, report):
 
     def run(capability, *, damage=False):
         run.damage = damage
-        (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\necho {capability}\n")
+        nvidia_gpus(capability)
         options = BuildOptions(
             model=str(tied.checkpoint),
             output=tmp_path / "repository",

@@ -258,9 +258,11 @@ async def test_options_outside_of_what_is_allowed_are_refused_by_name(
     assert proxy.backend.calls == []
 
 
-@pytest.mark.parametrize("name", ["uuid", "content_hash", "hash", "id", "cache_key"])
+@pytest.mark.parametrize("name", ["content_hash", "hash", "id", "cache_key", "mm_hash"])
 async def test_ids_and_hashes_of_clients_are_refused(make_proxy, name) -> None:
-    """CVE-2026-105754 (GHSA-ph72-cqr5-qpp7): a hash of the client's poisons or reads the entry of another."""
+    """CVE-2026-105754 (GHSA-ph72-cqr5-qpp7): a hash of the client's poisons or reads the entry of another.
+
+    A `uuid` is no such thing; tests of the image store tell what it is."""
     proxy = make_proxy()
     for part in (image(url="https://x") | {name: "x"}, image(url="https://x", **{name: "x"})):
         response = await proxy.chat(**content(part))

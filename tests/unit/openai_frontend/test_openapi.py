@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from openai_frontend import answer_models as answers
+from openai_frontend.answer_models import completions as answers
 from openai_frontend.app import create_app
 from openai_frontend.backend import Delta, ModelInfo
 from openai_frontend.record import ENDPOINTS

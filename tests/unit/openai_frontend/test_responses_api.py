@@ -13,7 +13,7 @@ import pytest
 from fake_backend import MODEL, FakeBackend, text_deltas
 from openai.types.responses import ResponseItem, ResponseStreamEvent
 
-from openai_frontend.answer_models import Response
+from openai_frontend.answer_models.responses import Response
 from openai_frontend.backend import Delta, Usage
 from openai_frontend.record import RequestRecord
 from openai_frontend.settings import Settings

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openai_frontend.answers import Choice
 from openai_frontend.backend import Delta
-from openai_frontend.responses import Choice
 from openai_frontend.tool_parser import ToolCallParser
 from python_backend.tool_calls import FORMATS
 

@@ -283,6 +283,15 @@ def test_answer_that_repeats_the_prompt_takes_fewer_steps():
     assert runtime.positions[-1][0][0] == runtime.positions[-2][0][0] + len(runtime.fed[-2][0])
 
 
+@pytest.mark.parametrize("max_draft_tokens", [0, 1])
+def test_nothing_is_looked_up_where_no_draft_fits_a_step(monkeypatch, max_draft_tokens):
+    monkeypatch.setattr("python_backend.engine.PromptLookup", None)
+    engine = fake_engine(FakeRuntime(), max_draft_tokens=max_draft_tokens)
+    answers, counts = _run(engine, [fake_request("a", b"abab")], [0])
+    assert answers["a", 0].text
+    assert counts == [0, 0]
+
+
 @pytest.mark.parametrize(("num_rows", "width"), [(1, 8), (2, 4), (3, 2), (4, 2), (5, 1)])
 def test_tokens_of_a_step_are_limited(num_rows, width):
     runtime = FakeRuntime(lambda tokens: tokens[-2])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from openai_frontend.answers import Choice
 from openai_frontend.backend import Delta
-from openai_frontend.responses import Choice
 from openai_frontend.tool_parser import ToolCallParser
 from python_backend.errors import InvalidRequestError
 from python_backend.sampler import Sampler

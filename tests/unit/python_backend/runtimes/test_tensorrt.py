@@ -242,8 +242,8 @@ def test_an_engine_without_a_tensor_of_its_manifest_is_refused(model):
         load_engine(model, CONFIG)
 
 
-def test_a_gpu_that_it_was_not_built_for_is_named(model, tmp_path):
-    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 9.0\n")
+def test_a_gpu_that_it_was_not_built_for_is_named(model, nvidia_gpus):
+    nvidia_gpus("9.0")
     with pytest.raises(BundleError, match=r"built for sm89 and not for sm90: .*--gpu sm90"):
         load_engine(model, CONFIG)
 

@@ -13,11 +13,11 @@ from builders.families.base import BuildLimits
 from builders.options import BuildOptions
 from builders.pipeline import build
 from builders.precision import Precision
+from python_backend.gpu import Gpu
 from python_backend.kv_cache import KVCache
 from python_backend.spec import GraphSpec, TensorSpec
 from tests.tiny.packing import PACKINGS, pack_checkpoint
 from tests.tiny.shapes import SHAPES, TIED
-from triton_vlm.doctor.gpu import Gpu
 from triton_vlm.doctor.memory import (
     Activations,
     CacheSize,

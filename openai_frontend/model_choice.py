@@ -1,0 +1,55 @@
+"""The model that a request asks for, if it can do what is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from openai_frontend.backend import Backend, ModelInfo
+from openai_frontend.conversation import ImageSource
+from openai_frontend.errors import ModelNotFoundError
+from python_backend.errors import InvalidRequestError
+
+
+async def find_model(
+    backend: Backend, name: str, prompt: dict[str, Any], sources: Sequence[ImageSource]
+) -> ModelInfo:
+    """The model with the given name.
+
+    Raises:
+        ModelNotFoundError: there is none.
+        InvalidRequestError: it cannot do what the prompt asks for.
+        VlmError: Triton cannot be asked about it.
+    """
+    model = await backend.find_model(name)
+    if model is None:
+        raise ModelNotFoundError(name)
+    if sources and model.max_images == 0:
+        raise InvalidRequestError(
+            f"The model `{model.id}` is text-only: send the request without images, or ask a "
+            "model that sees them.",
+            param=sources[0].param,
+        )
+    _check_capabilities(prompt, model)
+    return model
+
+
+def _check_capabilities(prompt: dict[str, Any], model: ModelInfo) -> None:
+    """Refuse what the model's chat template would leave out."""
+    messages = prompt.get("messages", ())
+    has_tools = "tools" in prompt
+    if model.tool_format is None and (
+        has_tools or any(turn["role"] == "tool" or "tool_calls" in turn for turn in messages)
+    ):
+        raise InvalidRequestError(
+            f"The model `{model.id}` calls no tools: its chat template takes none, or asks for calls in a "
+            "form that this server does not know.",
+            code="unsupported_parameter",
+            param="tools" if has_tools else "messages",
+        )
+    if not model.reasons and any("reasoning_content" in turn for turn in messages):
+        raise InvalidRequestError(
+            f"The model `{model.id}` does not reason: send its messages without 'reasoning_content'.",
+            code="unsupported_parameter",
+            param="messages",
+        )
