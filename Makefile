@@ -69,6 +69,9 @@ test-triton: test-env ## Run the tests that start the real Triton
 test-gpu: test-env ## Run the tests that need an NVIDIA GPU; writes build/gpu-report.json
 	@nvidia-smi -L 2>/dev/null | grep -q GPU || \
 		{ echo "make test-gpu needs an NVIDIA GPU and nvidia-smi finds none" >&2; exit 1; }
+ifeq ($(TEST_PYTHON),$(TEST_ENV)/bin/python)
+	@$(TEST_PYTHON) $(PIP_INSTALL) --editable '.[tensorrt]'
+endif
 	$(TEST_PYTHON) -m pytest tests/gpu --gpu-report=build/gpu-report.json $(PYTEST_OPTIONS)
 
 check: test-env ## Check format, lint and types and run the unit tests
