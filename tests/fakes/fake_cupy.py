@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from python_backend import draw_kernel
+from python_backend import draw_kernels
 from python_backend.sampler import Sampler, _draw_from_blocks
 
 ALIGNMENT = 256
@@ -282,22 +282,45 @@ def _from_dlpack(array: Any) -> DeviceArray:
     return DeviceArray(array.__dlpack__(stream=1)._memory)
 
 
-def _draw(
+def _draw_from_all(
     logits: np.ndarray, vocab_size: int, settings: np.ndarray, num_drawn: int, chosen: np.ndarray
 ) -> None:
-    """What the kernel of `draw_kernel` does, with the host's functions; that it does is for a GPU to show."""
+    """What the kernel does, with the host's functions; that it does is for a GPU to show."""
     sampler = Sampler()
-    for row, point, inverse_temperature in settings.T:
-        logits_row = logits[int(row)]
-        assert (len(logits_row), settings.shape[1]) == (vocab_size, num_drawn)
-        if not np.isfinite(logits_row.max()):
-            continue  # the row has no token, which the caller sees
-        with np.errstate(all="ignore"):
-            weights = sampler._all_weights(logits_row, logits_row.max(), 1 / inverse_temperature)
+    assert (logits.shape[1], settings.shape[1]) == (vocab_size, num_drawn)
+    for row, point, inverse_temperature, *_ in settings.T:
+        of_row = logits[int(row)]
+        if np.isfinite(of_row.max()):  # else there is no token, which the caller sees
+            with np.errstate(all="ignore"):
+                weights = sampler._all_weights(of_row, of_row.max(), 1 / inverse_temperature)
             chosen[int(row)] = _draw_from_blocks(weights, point)
 
 
-_KERNELS = {draw_kernel.NAME: _draw}
+def _draw_from_likeliest(
+    logits: np.ndarray, vocab_size: int, settings: np.ndarray, num_drawn: int, chosen: np.ndarray
+) -> None:
+    """The kernel's arithmetic, on sorted tokens."""
+    assert (logits.shape[1], settings.shape[1]) == (vocab_size, num_drawn)
+    for row, point, inverse_temperature, top_p, min_p, top_k in settings.T:
+        of_row = logits[int(row)]
+        if not np.isfinite(of_row.max()):
+            continue
+        order = np.argsort(-of_row, kind="stable")
+        with np.errstate(all="ignore"):
+            weights = np.exp((of_row[order] - of_row.max()) * np.float32(inverse_temperature))
+        masses = (weights * np.float32(draw_kernels.ONE)).astype(np.uint64)
+        sums = np.cumsum(masses)
+        kept = int(sums[int(top_k) - 1])
+        if top_p < 1:
+            share = max(int(np.ceil(top_p * kept)), 1)
+            kept = min(kept, int(sums[np.searchsorted(sums, share)]))
+        if min_p > 0:
+            kept = min(kept, int(masses[weights >= min_p].sum()))
+        target = min(int(point * kept), kept - 1)
+        chosen[int(row)] = order[np.searchsorted(sums, target, side="right")]
+
+
+_KERNELS = {draw_kernels.ALL: _draw_from_all, draw_kernels.LIKELIEST: _draw_from_likeliest}
 
 
 class RawKernel:

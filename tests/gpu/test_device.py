@@ -143,6 +143,8 @@ def test_embeddings_go_from_stage_to_stage_on_the_gpu(model):
         SamplingParams(seed=1),
         SamplingParams(seed=2, top_p=0.9, min_p=0.001),
         SamplingParams(seed=3, top_k=40, repetition_penalty=1.2, logit_bias={7: 2.0}),
+        SamplingParams(seed=4, top_k=300, top_p=0.7, min_p=0.01, temperature=0.6),
+        SamplingParams(seed=5, top_p=0.99, temperature=1.5),
     ],
 )
 def test_the_device_samples_what_the_host_samples(params):
@@ -154,8 +156,10 @@ def test_the_device_samples_what_the_host_samples(params):
         for module in (np, cupy)
     )
     num_equal, num_steps, sampler = 0, 125, Sampler()
-    for _ in range(num_steps):
+    for step in range(num_steps):
         logits = rng.normal(0, 2, (num_rows, vocab_size)).astype(np.float32)
+        if step % 2:
+            logits = np.round(logits)  # many are equal, and of equal ones the lower id goes first
         on_device = cupy.asarray(logits)
         expected = sampler.sample(logits, host)
         actual = sampler.sample(on_device, device)
@@ -166,7 +170,7 @@ def test_the_device_samples_what_the_host_samples(params):
     assert num_equal >= 0.999 * num_steps * num_rows
 
 
-@pytest.mark.parametrize("kind", ["greedy", "sampled", "top_p"])
+@pytest.mark.parametrize("kind", ["greedy", "sampled", "top_p", "top_k_top_p"])
 def test_what_a_sampling_step_takes(kind, record_property, capsys):
     """A measurement, with Qwen's vocabulary: it fails only if a token is none."""
     cupy = pytest.importorskip("cupy")
@@ -174,6 +178,7 @@ def test_what_a_sampling_step_takes(kind, record_property, capsys):
         "greedy": SamplingParams(temperature=0.0),
         "sampled": SamplingParams(seed=1),
         "top_p": SamplingParams(seed=1, top_p=0.9),
+        "top_k_top_p": SamplingParams(seed=1, top_k=20, top_p=0.8),
     }[kind]
     sampler, vocab_size, num_steps, milliseconds = Sampler(), 151_936, 50, {}
     for num_rows in (1, 8, 64):
