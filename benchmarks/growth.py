@@ -83,8 +83,8 @@ def _alone(name: str, num_output_tokens: int, **what: int) -> Load:
 
 FULL = Points(
     concurrencies=(1, 2, 4, 8, 16, 32, 64),
-    prompt_lengths=(64, 512, 2048, 8192),
-    picture_counts=(1, 4, 16),
+    prompt_lengths=(64, 256, 1024, 4096, 8192),
+    picture_counts=(1, 2, 4, 8, 16),
     num_output_tokens=16,
 )
 QUICK = Points(
