@@ -38,16 +38,12 @@ class MachineSpeed:
     is_gpu: bool = False
 
     @property
-    def kinds(self) -> tuple[str, str]:
-        """What was measured, in words: of memory, and of arithmetic."""
-        if self.is_gpu:
-            return "copies within the GPU's memory, read and written", "bf16 matrix products"
-        return "memory reads", "fp32 matrix products"
-
-    @property
     def in_words(self) -> str:
-        """Both figures."""
-        memory, arithmetic = self.kinds
+        """Both figures, and what they are of."""
+        memory, arithmetic = "memory reads", "fp32 matrix products"
+        if self.is_gpu:
+            memory = "copies within the GPU's memory, read and written"
+            arithmetic = "bf16 matrix products"
         return (
             f"{self.read_bytes_per_s / 1e9:,.1f} GB/s of {memory}, "
             f"{self.flops_per_s / 1e9:,.0f} GFLOP/s of {arithmetic}"
