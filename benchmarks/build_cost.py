@@ -246,7 +246,7 @@ def main(argv: Sequence[str]) -> None:
     line = CommandLine("benchmarks.build_cost", __doc__)
     parser = line.parser("nothing, but has room for the checkpoint and a model")
     parser.add_argument("preset", choices=BUILDS, help="shape of the checkpoint")
-    add_results(parser)
+    add_results(parser, has_quick=False)
     arguments = parser.parse_args(argv)
     console, command = line.start(argv)
     page = run(arguments.preset, arguments.work_dir, results_dir(arguments), command, console)

@@ -72,13 +72,15 @@ def add_quick(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--quick", action="store_true", help=f"{what}: does everything work?")
 
 
-def add_results(parser: argparse.ArgumentParser) -> None:
-    """Let the folder of the result be chosen: `--results`."""
-    parser.add_argument(
-        "--results",
-        type=Path,
-        help=f"folder for the result (default: {RESULTS_DIR}, quick: the work folder)",
-    )
+def add_results(parser: argparse.ArgumentParser, *, has_quick: bool = True) -> None:
+    """Let the folder of the result be chosen.
+
+    Args:
+        parser: gets `--results`.
+        has_quick: whether it has `--quick` too.
+    """
+    default = f"{RESULTS_DIR}, quick: the work folder" if has_quick else str(RESULTS_DIR)
+    parser.add_argument("--results", type=Path, help=f"folder for the result (default: {default})")
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
