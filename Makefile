@@ -84,6 +84,7 @@ fix: test-env ## Format the code and fix what ruff can fix
 	$(TEST_PYTHON) -m ruff format .
 	$(TEST_PYTHON) -m ruff check --fix .
 
+# On a GPU: make bench TEST_PYTHON=python3 BENCH_OPTIONS="--engine tensorrt --precision bf16"
 bench: test-env ## Measure tokens per second and latencies; BENCH_OPTIONS=--quick tries it out
 	@$(TEST_PYTHON) $(PIP_INSTALL) --requirement benchmarks/requirements.txt
 	$(TEST_PYTHON) -m benchmarks.run $(BENCH_OPTIONS)

@@ -6,7 +6,6 @@ python -m benchmarks.aiperf --quick    # a tiny one
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -14,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.checkpoint import PRESETS, make_checkpoint
+from benchmarks.command_line import WORK_DIR, CommandLine, add_quick
 from benchmarks.peers.own import TritonVlm
 from benchmarks.peers.peer import Checkpoint
 from benchmarks.peers.work_folder import WorkFolder
 from benchmarks.workload import NUM_TEXT_TOKENS, PICTURE_SIZE
 from triton_vlm.stack import ServingStack
 
-_ROOT = Path(__file__).resolve().parent.parent
 _ROUNDS = 4
 """Requests per place of the concurrency."""
 
@@ -59,21 +58,13 @@ def profile(
 
 def main(argv: Sequence[str]) -> None:
     """Make everything that is missing, start the stack and ask it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.aiperf",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="a tiny checkpoint")
+    line = CommandLine("benchmarks.aiperf", __doc__, WORK_DIR / "peers")
+    parser = line.parser("environment and model")
+    add_quick(parser, "a tiny checkpoint")
     parser.add_argument("--concurrency", type=int, default=8, help="default: 8")
-    parser.add_argument(
-        "--work-dir",
-        type=Path,
-        default=_ROOT / "build" / "benchmarks" / "peers",
-        help="keeps environment and model (default: build/benchmarks/peers)",
-    )
     arguments = parser.parse_args(argv)
-    work = WorkFolder(arguments.work_dir.resolve())
+    line.start(argv)
+    work = WorkFolder(arguments.work_dir)
     preset = PRESETS["tiny" if arguments.quick else "05b"]
     folder = make_checkpoint(preset, work.root / "checkpoints")
     own = TritonVlm(work, Checkpoint(folder, "fp32", len(os.sched_getaffinity(0))))

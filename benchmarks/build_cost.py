@@ -8,7 +8,6 @@ Checkpoint and built models are deleted at the end.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -23,13 +22,13 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.checkpoint import PRESETS, make_checkpoint
+from benchmarks.command_line import ROOT, CommandLine, add_results, results_dir
 from benchmarks.environment import Environment, describe
 from benchmarks.processes import high_water_bytes_of, machine_cpu_s
 from benchmarks.report import markdown_table
 from benchmarks.results import NOISY_SHARE
 from python_backend.manifest import FILE_NAME, VERSION_DIR
 
-_ROOT = Path(__file__).resolve().parent.parent
 _SAMPLE_INTERVAL_S = 0.1
 _GPU = "sm89"
 
@@ -107,7 +106,7 @@ def measure(build: Build, checkpoint: Path, repository: Path) -> Cost:
     log, peak = repository.with_suffix(".log"), 0
     start, machine, ours = time.monotonic(), machine_cpu_s(), _our_cpu_s()
     with log.open("w", encoding="utf-8") as stderr:
-        process = subprocess.Popen(command, cwd=_ROOT, start_new_session=True, stderr=stderr)
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=stderr)
         # The builder resets its own high-water mark before an engine, so the last one is not enough.
         try:
             while process.poll() is None:
@@ -195,15 +194,12 @@ def to_markdown(
     checkpoint_bytes: int,
 ) -> str:
     """The page."""
-    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     sections = [
         f"# What builds of {name} cost, {environment.slug}",
         f"`{environment.command}`",
-        f"{environment.started}; {environment.cpu}, {environment.num_cores} cores, "
-        f"{environment.memory_bytes / 1e9:.0f} GB, {environment.kernel}. "
-        f"{environment.busy_share_before:.0%} of the machine was in use just before; times of builds "
+        f"{environment.in_words}; times of builds "
         f"during which other programs used more than {NOISY_SHARE:.0%} of it (bold) are worth little.",
-        f"{versions}; revision {environment.revision or 'unknown'}.",
+        f"{environment.software}.",
         f"The checkpoint has {checkpoint_bytes / 1e9:.2f} GB of bfloat16 weights and was written just "
         "before, so reading it is from memory where that is large enough. Builds are not verified.",
         "## Targets",
@@ -247,27 +243,15 @@ def run(preset_name: str, work_dir: Path, results: Path, command: str, console: 
 
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark and write its page."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.build_cost", description=__doc__)
+    line = CommandLine("benchmarks.build_cost", __doc__)
+    parser = line.parser("nothing, but has room for the checkpoint and a model")
     parser.add_argument("preset", choices=BUILDS, help="shape of the checkpoint")
-    parser.add_argument(
-        "--work-dir",
-        type=Path,
-        default=_ROOT / "build" / "benchmarks",
-        help="has room for the checkpoint and a model (default: build/benchmarks)",
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=_ROOT / "benchmarks" / "results",
-        help="folder for the page (default: benchmarks/results)",
-    )
+    add_results(parser, has_quick=False)
     arguments = parser.parse_args(argv)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    console = Console(stderr=True, highlight=False)
-    command = " ".join(["python -m benchmarks.build_cost", *argv])
-    page = run(arguments.preset, arguments.work_dir, arguments.results, command, console)
+    console, command = line.start(argv)
+    page = run(arguments.preset, arguments.work_dir, results_dir(arguments), command, console)
     Console().print(page.read_text(encoding="utf-8"), soft_wrap=True, markup=False, highlight=False)
-    console.print(f"written to {page}", soft_wrap=True)
+    console.print(f"written to {page}")
 
 
 if __name__ == "__main__":

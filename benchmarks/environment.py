@@ -14,10 +14,12 @@ from pathlib import Path
 
 from benchmarks.processes import machine_cpu_s
 from python_backend.manifest import FILE_NAME, VERSION_DIR
+from triton_vlm.doctor.gpu import Gpu
 
 _LIBRARIES = (
     *("triton-vlm", "onnxruntime", "nvidia-pytriton", "tritonclient", "fastapi", "openai"),
     *("torch", "transformers", "numpy", "onnx-ir", "tensorrt_rtx_cu13_libs"),
+    *("tensorrt", "tensorrt-cu13", "cupy-cuda13x"),
 )
 _VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
 _IDLE_CHECK_S = 2.0
@@ -30,6 +32,7 @@ class Environment:
 
     Attributes:
         cpu: the processor's name and the vector instructions that matter here.
+        gpu: name, memory and driver of the GPU that computes; empty if none does.
         num_cores: cores this program may use.
         memory_bytes: of the machine.
         kernel: name and version, without what its builder added.
@@ -51,20 +54,44 @@ class Environment:
     busy_share_before: float
     command: str
     started: str
+    gpu: str = ""
 
     @property
     def slug(self) -> str:
         """The hardware in a file name."""
-        name = self.cpu.partition(" (")[0].lower()
-        return f"{re.sub('[^a-z0-9]+', '-', name).strip('-')}-{self.num_cores}-cores"
+        name = (self.gpu or self.cpu).partition(" (")[0].lower()
+        slug = re.sub("[^a-z0-9]+", "-", name).strip("-")
+        return slug if self.gpu else f"{slug}-{self.num_cores}-cores"
+
+    @property
+    def in_words(self) -> str:
+        """Date, hardware and system, and how busy it was."""
+        gpu = f"{self.gpu}; " if self.gpu else ""
+        return (
+            f"{self.started}; {gpu}{self.cpu}, {self.num_cores} cores, "
+            f"{self.memory_bytes / 1e9:.0f} GB, {self.kernel}. "
+            f"{self.busy_share_before:.0%} of the machine was in use just before"
+        )
+
+    @property
+    def software(self) -> str:
+        """Versions and revision."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return f"{versions}; revision {self.revision or 'unknown'}"
 
     def file_stem(self, name: str) -> str:
         """Name of the files of a result: what was measured, on which hardware, in which month."""
         return f"{name}_{self.slug}_{self.started[:7].replace('-', '')}"
 
 
-def describe(model_folder: Path | None, command: str) -> Environment:
-    """Look at the machine; takes `_IDLE_CHECK_S`."""
+def describe(model_folder: Path | None, command: str, gpu: Gpu | None = None) -> Environment:
+    """Look at the machine; takes `_IDLE_CHECK_S`.
+
+    Args:
+        model_folder: the built model that is measured, None if there is not one.
+        command: the whole command line.
+        gpu: that computes, None if the processor does.
+    """
     manifest = model_folder and (model_folder / VERSION_DIR / FILE_NAME).read_bytes()
     pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return Environment(
@@ -78,7 +105,13 @@ def describe(model_folder: Path | None, command: str) -> Environment:
         busy_share_before=busy_share(),
         command=command,
         started=time.strftime("%Y-%m-%d %H:%M %Z"),
+        gpu=_in_words(gpu) if gpu else "",
     )
+
+
+def _in_words(gpu: Gpu) -> str:
+    memory = f"{gpu.memory_bytes / 1e9:.0f} GB" if gpu.memory_bytes else "the host's memory"
+    return f"{gpu.name} ({memory}, driver {gpu.driver})"
 
 
 def busy_share() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workload import Load
+from benchmarks.workload import PICTURE_SIZE, Load
 
 _FLOAT_BYTES = 4
+_WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+"""By precision; scales, and what is kept at more bits, are left out of the floor."""
 _READ_BYTES = 1 << 30
 _GEMM_SIZE = 2048
 _NUM_TRIES = 7
@@ -20,23 +23,39 @@ _NUM_TRIES = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpeed:
-    """The best of several tries with one thread per core.
+    """The best of several tries, with one thread per core or on a GPU.
 
     Attributes:
-        read_bytes_per_s: summing a gigabyte of float32.
-        flops_per_s: float32 matrix product, a multiplication and an addition counted as two.
+        read_bytes_per_s: summing a gigabyte of float32; on a GPU copying there, where what is written
+            counts as well.
+        flops_per_s: float32 matrix product, on a GPU bfloat16; a multiplication and an addition counted as
+            two.
+        is_gpu: whether it is a GPU's.
     """
 
     read_bytes_per_s: float
     flops_per_s: float
+    is_gpu: bool = False
+
+    @property
+    def in_words(self) -> str:
+        """Both figures, and what they are of."""
+        memory, arithmetic = "memory reads", "fp32 matrix products"
+        if self.is_gpu:
+            memory = "copies within the GPU's memory, read and written"
+            arithmetic = "bf16 matrix products"
+        return (
+            f"{self.read_bytes_per_s / 1e9:,.1f} GB/s of {memory}, "
+            f"{self.flops_per_s / 1e9:,.0f} GFLOP/s of {arithmetic}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelWork:
-    """What one model has to compute and read, in fp32.
+    """What one model has to compute and read.
 
     Attributes:
-        decoder_bytes: weights that every decode step reads; the output head is among them.
+        decoder_bytes: weights that every decode step reads, the output head among them.
         decoder_flops_per_token: of a prompt token, without attention and without the head.
         head_flops: logits of one token.
         attention_flops_per_pair: of one token that attends to one other, over all layers.
@@ -47,6 +66,7 @@ class ModelWork:
         kv_bytes_per_token: keys and values of one token.
         embed_bytes_per_image_token: image embeddings.
         merge_size: patches per image token, along one side.
+        tokens_per_picture: image tokens of a picture of the workload.
     """
 
     decoder_bytes: int
@@ -59,22 +79,30 @@ class ModelWork:
     kv_bytes_per_token: int
     embed_bytes_per_image_token: int
     merge_size: int
+    tokens_per_picture: int
 
-    def prompt_flops(self, num_tokens: int, num_image_tokens: int) -> int:
-        """Arithmetic from pixels to the first token."""
-        num_patches = num_image_tokens * self.merge_size**2
+    def prompt_flops(self, num_tokens: int, num_pictures: int) -> int:
+        """Arithmetic from pixels to the first token; pictures do not see each other."""
+        num_patches = self.tokens_per_picture * self.merge_size**2
+        picture_flops = (
+            num_patches * self.encoder_flops_per_patch
+            + num_patches**2 * self.encoder_attention_flops_per_pair
+        )
         return (
             num_tokens * self.decoder_flops_per_token
             + num_tokens * (num_tokens + 1) // 2 * self.attention_flops_per_pair
             + self.head_flops
-            + num_patches * self.encoder_flops_per_patch
-            + num_patches**2 * self.encoder_attention_flops_per_pair
+            + num_pictures * picture_flops
         )
 
-    @property
-    def decode_flops(self) -> int:
-        """Arithmetic of one token of one request, without attention."""
-        return self.decoder_flops_per_token + self.head_flops
+    def decode_flops(self, num_tokens: int) -> int:
+        """Arithmetic of one token of one request that attends to so many."""
+        attention = num_tokens * self.attention_flops_per_pair
+        return self.decoder_flops_per_token + self.head_flops + attention
+
+    def decode_bytes(self, num_tokens: int, concurrency: int) -> int:
+        """What a step of so many requests reads: the weights once, and the keys and values of each."""
+        return self.decoder_bytes + concurrency * num_tokens * self.kv_bytes_per_token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,27 +111,32 @@ class Floor:
 
     Attributes:
         ttft_s: of a request that is alone.
+        ttft_p50_s: of the median of all requests at once: the prompts of half of them come before.
         tpot_s: of a decode step of all requests of the load.
         tokens_per_s: when nothing but prompts and decode steps of all requests takes time.
     """
 
     ttft_s: float
+    ttft_p50_s: float
     tpot_s: float
     tokens_per_s: float
 
 
-def floor_of(
-    work: ModelWork, speed: MachineSpeed, load: Load, num_tokens: int, num_image_tokens: int
-) -> Floor:
-    """The floor of a load whose requests have prompts of this length."""
-    ttft_s = work.prompt_flops(num_tokens, num_image_tokens) / speed.flops_per_s
+def floor_of(work: ModelWork, speed: MachineSpeed, load: Load, num_tokens: int) -> Floor:
+    """The floor of a load whose requests have prompts of this length, image tokens included."""
+    ttft_s = work.prompt_flops(num_tokens, load.num_pictures_each) / speed.flops_per_s
     step_s = max(
-        work.decoder_bytes / speed.read_bytes_per_s,
-        load.concurrency * work.decode_flops / speed.flops_per_s,
+        work.decode_bytes(num_tokens, load.concurrency) / speed.read_bytes_per_s,
+        load.concurrency * work.decode_flops(num_tokens) / speed.flops_per_s,
     )
     wall_s = load.concurrency * ttft_s + (load.num_output_tokens - 1) * step_s
     num_output_tokens = load.concurrency * load.num_output_tokens
-    return Floor(ttft_s=ttft_s, tpot_s=step_s, tokens_per_s=num_output_tokens / wall_s)
+    return Floor(
+        ttft_s=ttft_s,
+        ttft_p50_s=math.ceil(load.concurrency / 2) * ttft_s,
+        tpot_s=step_s,
+        tokens_per_s=num_output_tokens / wall_s,
+    )
 
 
 class SpeedTest:
@@ -120,52 +153,72 @@ class SpeedTest:
         import torch
 
         data = torch.ones(_READ_BYTES // _FLOAT_BYTES)
-        read_s = _best_s(lambda: torch.sum(data))
+        read_s = best_s(lambda: torch.sum(data))
         left, right = torch.rand(2, _GEMM_SIZE, _GEMM_SIZE)
-        gemm_s = _best_s(lambda: torch.mm(left, right))
+        gemm_s = best_s(lambda: torch.mm(left, right))
         return MachineSpeed(
             read_bytes_per_s=_READ_BYTES / read_s, flops_per_s=2 * _GEMM_SIZE**3 / gemm_s
         )
 
 
-def _best_s(action: Callable[[], object]) -> float:
-    best_s = math.inf
+def best_s(action: Callable[[], object]) -> float:
+    """Seconds of the fastest of several tries."""
+    best = math.inf
     for _ in range(_NUM_TRIES):
         start = time.perf_counter()
         action()
-        best_s = min(best_s, time.perf_counter() - start)
-    return best_s
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
-def work_of(checkpoint: Path, config: Mapping[str, Any]) -> ModelWork:
+def work_of(checkpoint: Path, precision: str, *, is_gpu: bool = False) -> ModelWork:
     """What a Qwen2.5-VL checkpoint with tied embeddings asks of the machine.
 
     Args:
         checkpoint: its folder, with one file of weights.
-        config: the flat config.json.
+        precision: of the decoder's weights, as `triton-vlm build` takes it.
+        is_gpu: whether the rest has 16 bits, as in TensorRT engines, and not 32.
     """
+    config = _read_json(checkpoint / "config.json")
+    value_bytes = 2 if is_gpu else _FLOAT_BYTES
     sizes = _sizes(checkpoint / "model.safetensors")
     vision_config = config["vision_config"]
     merged = _sum(sizes, "visual.merger.")
     per_patch = _sum(sizes, "visual.") - merged
     layers = _sum(sizes, "model.layers.")
-    merge_area = int(vision_config["spatial_merge_size"]) ** 2
+    merge_size = int(vision_config["spatial_merge_size"])
     num_full = len(vision_config["fullatt_block_indexes"])
     head_size = config["hidden_size"] // config["num_attention_heads"]
     num_layers = config["num_hidden_layers"]
     kv_values = 2 * num_layers * config["num_key_value_heads"] * head_size
     return ModelWork(
-        decoder_bytes=_FLOAT_BYTES * _sum(sizes, "model."),
+        decoder_bytes=int(_WEIGHT_BYTES[precision] * _sum(sizes, "model.")),
         decoder_flops_per_token=2 * layers,
         head_flops=2 * sizes["model.embed_tokens.weight"],
         attention_flops_per_pair=4 * num_layers * config["hidden_size"],
-        encoder_flops_per_patch=2 * per_patch + 2 * merged // merge_area,
+        encoder_flops_per_patch=2 * per_patch + 2 * merged // merge_size**2,
         encoder_attention_flops_per_pair=4 * num_full * vision_config["hidden_size"],
-        vision_bytes=_FLOAT_BYTES * _sum(sizes, "visual."),
-        kv_bytes_per_token=_FLOAT_BYTES * kv_values,
-        embed_bytes_per_image_token=_FLOAT_BYTES * config["hidden_size"],
-        merge_size=int(vision_config["spatial_merge_size"]),
+        vision_bytes=value_bytes * _sum(sizes, "visual."),
+        kv_bytes_per_token=value_bytes * kv_values,
+        embed_bytes_per_image_token=value_bytes * config["hidden_size"],
+        merge_size=merge_size,
+        tokens_per_picture=_tokens_per_picture(checkpoint, merge_size),
     )
+
+
+def _tokens_per_picture(checkpoint: Path, merge_size: int) -> int:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    options = _read_json(checkpoint / "preprocessor_config.json")
+    token_size = options["patch_size"] * merge_size
+    limits = options["min_pixels"], options["max_pixels"]
+    height, width = smart_resize(PICTURE_SIZE, PICTURE_SIZE, token_size, *limits)
+    return int(height // token_size) * int(width // token_size)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
 
 
 def _sizes(path: Path) -> dict[str, int]:

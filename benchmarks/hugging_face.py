@@ -1,4 +1,4 @@
-"""Hugging Face `generate` in fp32, one request after another: the reference."""
+"""Hugging Face `generate`, one request after another: the reference."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ from python_backend.preprocess import Preprocessor
 from python_backend.vlm import split_images
 
 
+def why_no_cuda() -> str:
+    """Why Hugging Face cannot compute on a GPU, empty when it can."""
+    return "" if torch.cuda.is_available() else f"torch {torch.__version__} sees no CUDA device"
+
+
 class HuggingFaceEngine:
     """The checkpoint in transformers; meant for a worker process.
 
@@ -29,14 +34,19 @@ class HuggingFaceEngine:
         checkpoint: its folder.
         model_folder: the model built from it, for the preprocessing.
         tokenizer_file: for the workload.
+        device: cpu, where it computes in fp32, or cuda, where it does in bf16.
     """
 
-    def __init__(self, checkpoint: Path, model_folder: Path, tokenizer_file: Path) -> None:
+    def __init__(
+        self, checkpoint: Path, model_folder: Path, tokenizer_file: Path, device: str = "cpu"
+    ) -> None:
         os.setpgid(0, 0)  # see `OfflineEngine`
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
-        self._model = model.eval()
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
+        self._model = model.eval().to(device)
+        self._device = device
         built = ModelFolder.open(model_folder)
         self._preprocessor = Preprocessor(built)
         self._workload = Workload(tokenizer_file)
@@ -69,13 +79,16 @@ class HuggingFaceEngine:
         prepared = self._preprocessor.prepare({"messages": prompt}, images)
         family = self._preprocessor.family
         features = family.join_images(prepared.images) if images else {}
-        input_ids = torch.from_numpy(prepared.prompt.token_ids)[None]
+        input_ids = torch.from_numpy(prepared.prompt.token_ids)[None].to(self._device)
         with torch.inference_mode():
             sequences = self._model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 mm_token_type_ids=(input_ids == family.placeholder_id).int(),
-                **{name: torch.from_numpy(array) for name, array in features.items()},
+                **{
+                    name: torch.from_numpy(array).to(self._device)
+                    for name, array in features.items()
+                },
                 # No end-of-sequence token: the answer has exactly this length.
                 generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                     do_sample=False, min_new_tokens=0, max_new_tokens=num_tokens, pad_token_id=0

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.results import Results
 from benchmarks.summary import summarize
 
-_SERVED, _OFFLINE, _REFERENCE, _FLOOR = "#1f77b4", "#ff7f0e", "#555555", "#2ca02c"
+SERVED, OFFLINE, _REFERENCE, FLOOR = "#1f77b4", "#ff7f0e", "#555555", "#2ca02c"
 
 
 def draw(results: Results, path: Path) -> None:
@@ -22,8 +22,8 @@ def draw(results: Results, path: Path) -> None:
     figure, (speed, ttft, tpot) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     style: dict[str, str]
     for name, colour, summaries in (
-        ("served", _SERVED, [served for _, served, _, _, _ in rows]),
-        ("offline", _OFFLINE, [offline for _, _, offline, _, _ in rows]),
+        ("served", SERVED, [served for _, served, _, _, _ in rows]),
+        ("offline", OFFLINE, [offline for _, _, offline, _, _ in rows]),
     ):
         spreads = [summary.tokens_per_s for summary in summaries]
         medians = [spread.median for spread in spreads]
@@ -36,12 +36,13 @@ def draw(results: Results, path: Path) -> None:
         ttft.plot(concurrencies, [summary.ttft_p50_s for summary in summaries], **style)
         tpot.plot(concurrencies, [summary.tpot_p50_s * 1e3 for summary in summaries], **style)
     floors = [floor for _, _, _, _, floor in rows]
-    style = {"linestyle": ":", "color": _FLOOR, "label": "floor of the machine"}
+    style = {"linestyle": ":", "color": FLOOR, "label": "floor of the machine"}
     speed.plot(concurrencies, [floor.tokens_per_s for floor in floors], **style)
     tpot.plot(concurrencies, [floor.tpot_s * 1e3 for floor in floors], **style)
-    reference = summarize(results.hugging_face)
-    style = {"linestyle": "--", "color": _REFERENCE, "label": "Hugging Face, one by one"}
-    speed.axhline(reference.tokens_per_s.median, **style)
+    if results.hugging_face:
+        reference = summarize(results.hugging_face)
+        style = {"linestyle": "--", "color": _REFERENCE, "label": "Hugging Face, one by one"}
+        speed.axhline(reference.tokens_per_s.median, **style)
     for axes, title in ((speed, "output tokens/s"), (ttft, "TTFT p50, s"), (tpot, "TPOT p50, ms")):
         axes.set_title(title)
         axes.set_xlabel("requests at once")

@@ -31,6 +31,8 @@ def speed_rows(results: Results) -> Rows:
     rows: Rows = []
     for load, served, offline, _, _ in results.rows():
         rows += [_speed_row(load.label, "served", served), _speed_row("", "offline", offline)]
+    if not results.hugging_face:
+        return rows
     reference = summarize(results.hugging_face)
     label = f"{results.plan.hugging_face_load.label}, one by one"
     return [*rows, _speed_row(label, "Hugging Face", reference)]
@@ -83,30 +85,31 @@ def target_rows(results: Results) -> Rows:
 def memory_rows(results: Results) -> Rows:
     """The server's memory: by process, and by what it is for."""
     sizes = {
-        **dict(sorted(results.peak_memory.items(), key=lambda item: -item[1])),
+        **dict(sorted(results.measured.peak_memory.items(), key=lambda item: -item[1])),
         "all processes": results.peak_memory_bytes,
-        "of which weights, fp32": results.weights_bytes,
-        "of which caches in use": results.caches_bytes,
-        "beside weights and caches": results.extra_bytes,
     }
+    of_which = {
+        f"of which weights, {results.precision}": results.weights_bytes,
+        "of which caches in use": results.caches_bytes,
+    }
+    if results.measured.gpu_bytes is not None:
+        sizes |= {"on the GPU": results.measured.gpu_bytes, **of_which}
+    elif not results.speed.is_gpu:
+        sizes |= {**of_which, "beside weights and caches": results.extra_bytes}
     return [(name, f"{num_bytes / 1e9:.2f}") for name, num_bytes in sizes.items()]
 
 
 def to_markdown(results: Results, plot: Path) -> str:
     """The page; `plot` lies beside it."""
     environment, work, speed = results.environment, results.work, results.speed
-    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     loads = results.plan.loads
     sections = [
-        f"# {results.model}, {results.precision}, {environment.slug}",
+        f"# {results.model}, {results.engine}, {results.precision}, {environment.slug}",
         f"`{environment.command}`",
-        f"{environment.started}; {environment.cpu}, {environment.num_cores} cores, "
-        f"{environment.memory_bytes / 1e9:.0f} GB, {environment.kernel}. "
-        f"{environment.busy_share_before:.0%} of the machine was in use just before; the last "
+        f"{environment.in_words}; the last "
         "column of the first table is what other programs used meanwhile, and figures of bursts "
         f"with more than {NOISY_SHARE:.0%} (bold) are worth little.",
-        f"{versions}; revision {environment.revision or 'unknown'}; manifest sha256 "
-        f"`{environment.manifest_sha256}`.",
+        f"{environment.software}; manifest sha256 `{environment.manifest_sha256}`.",
         "[What each figure means](../README.md). Figures are medians with the smallest and largest "
         f"repeat ({results.plan.repeats} in all); percentiles are over all requests of all repeats. "
         f"Prompts: {NUM_TEXT_TOKENS} tokens of text, with one picture of {PICTURE_SIZE} x "
@@ -117,11 +120,9 @@ def to_markdown(results: Results, plot: Path) -> str:
         "## Speed",
         markdown_table(_SPEED_HEADER, speed_rows(results)),
         f"![Speed over concurrency]({plot.name})",
-        "Hugging Face takes requests one after another, so its tokens/s are taken to be the same "
-        f"for any number of them; they were measured on {len(results.hugging_face)}.",
+        _hugging_face(results),
         "## Floors",
-        f"Measured in the same run: {speed.read_bytes_per_s / 1e9:.1f} GB/s of memory reads, "
-        f"{speed.flops_per_s / 1e9:.0f} GFLOP/s of fp32 matrix products. A decode step reads "
+        f"Measured in the same run: {speed.in_words}. A decode step reads "
         f"{work.decoder_bytes / 1e9:.2f} GB of weights.",
         markdown_table(_FLOOR_HEADER, floor_rows(results)),
         "The last three columns are shares of the floor: 100% cannot be beaten.",
@@ -130,6 +131,18 @@ def to_markdown(results: Results, plot: Path) -> str:
         markdown_table(_MEMORY_HEADER, memory_rows(results)),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _hugging_face(results: Results) -> str:
+    """What was measured of it, or why nothing was."""
+    if not results.hugging_face:
+        return f"Hugging Face is left out: {results.no_hugging_face}."
+    num_equal, num_compared = results.equal_hugging_face_answers()
+    return (
+        "Hugging Face takes requests one after another, so its tokens/s are taken to be the same "
+        f"for any number of them; they were measured on {len(results.hugging_face)}. "
+        f"Of the offline engine's answers {num_equal} of {num_compared} have exactly its tokens."
+    )
 
 
 def _answers(loads: Sequence[Load]) -> str:

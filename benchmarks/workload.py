@@ -18,10 +18,8 @@ Messages = Sequence[Mapping[str, Any]]
 
 PICTURE_SIZE = 448
 """Width and height in pixels."""
-NUM_IMAGE_TOKENS = (PICTURE_SIZE // 28) ** 2
-"""For Qwen2.5-VL: two by two patches of 14 pixels make a token."""
 NUM_TEXT_TOKENS = 64
-"""Tokens of the question, the chat template's not counted."""
+"""Tokens of a question, unless a load says otherwise."""
 NUM_SYSTEM_TOKENS = 1000
 """Tokens of a shared system prompt."""
 
@@ -44,7 +42,8 @@ class Load:
         name: of the load, without its concurrency.
         concurrency: requests under way together; all of them start at once, unless `mean_gap_s`.
         num_output_tokens: per request, always all of them: the end-of-sequence token is ignored.
-        has_picture: whether each request brings a picture, of its own unless `shared`.
+        num_pictures_each: pictures that a request brings, of its own unless `shared`.
+        num_text_tokens: of a question, the chat template's not counted.
         num_rounds: how often `concurrency` requests are sent, each time when all are answered.
         shared: what the requests of a burst have in common, None for nothing.
         mean_gap_s: of the times between two starts, which are those of a Poisson process.
@@ -53,7 +52,8 @@ class Load:
     name: str
     concurrency: int
     num_output_tokens: int
-    has_picture: bool
+    num_pictures_each: int = 0
+    num_text_tokens: int = NUM_TEXT_TOKENS
     num_rounds: int = 1
     shared: Shared | None = None
     mean_gap_s: float = 0.0
@@ -69,16 +69,14 @@ class Load:
         return self.concurrency * self.num_rounds
 
     @property
-    def num_image_tokens(self) -> int:
-        """Tokens of a request's picture."""
-        return NUM_IMAGE_TOKENS if self.has_picture else 0
+    def has_picture(self) -> bool:
+        """Whether requests bring pictures."""
+        return self.num_pictures_each > 0
 
     @property
     def num_pictures(self) -> int:
         """Different pictures in one burst."""
-        if not self.has_picture:
-            return 0
-        return 1 if self.shared == "picture" else self.num_requests
+        return self.num_pictures_each * (1 if self.shared == "picture" else self.num_requests)
 
     def starts_s(self, repeat: int) -> list[float]:
         """When the requests of a round start, from its beginning."""
@@ -94,7 +92,7 @@ def pictures_load(concurrency: int, num_output_tokens: int = 64) -> Load:
         name="picture",
         concurrency=concurrency,
         num_output_tokens=num_output_tokens,
-        has_picture=True,
+        num_pictures_each=1,
     )
 
 
@@ -104,7 +102,6 @@ def decode_load(concurrency: int, num_output_tokens: int = 256) -> Load:
         name="decode",
         concurrency=concurrency,
         num_output_tokens=num_output_tokens,
-        has_picture=False,
     )
 
 
@@ -114,7 +111,6 @@ def text_load(concurrency: int, num_output_tokens: int = 64) -> Load:
         name="text",
         concurrency=concurrency,
         num_output_tokens=num_output_tokens,
-        has_picture=False,
     )
 
 
@@ -126,7 +122,7 @@ def poisson_load(
         name=name,
         concurrency=num_requests,
         num_output_tokens=num_output_tokens,
-        has_picture=True,
+        num_pictures_each=1,
         mean_gap_s=mean_gap_s,
     )
 
@@ -137,7 +133,7 @@ def same_picture_load(num_questions: int, num_output_tokens: int = 16) -> Load:
         name="same picture",
         concurrency=1,
         num_output_tokens=num_output_tokens,
-        has_picture=True,
+        num_pictures_each=1,
         num_rounds=num_questions,
         shared="picture",
     )
@@ -149,7 +145,6 @@ def system_prompt_load(concurrency: int, num_rounds: int, num_output_tokens: int
         name="system prompt, one by one" if concurrency == 1 else "system prompt",
         concurrency=concurrency,
         num_output_tokens=num_output_tokens,
-        has_picture=False,
         num_rounds=num_rounds,
         shared="system prompt",
     )
@@ -179,17 +174,18 @@ class Workload:
             system = [{"role": "system", "content": self._text(kind, NUM_SYSTEM_TOKENS)}]
         picture_seeds = [kind] * len(seeds) if load.shared == "picture" else seeds
         return [
-            [*system, self._question(seed, picture_seed if load.has_picture else None)]
+            [*system, self._question(load, seed, picture_seed)]
             for seed, picture_seed in zip(seeds, picture_seeds, strict=True)
         ]
 
-    def _question(self, seed: list[int], picture_seed: list[int] | None) -> dict[str, Any]:
-        text = self._text(seed, NUM_TEXT_TOKENS)
-        parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
-        if picture_seed is not None:
-            data = base64.b64encode(make_picture(picture_seed)).decode()
-            url = f"data:image/png;base64,{data}"
-            parts.insert(0, {"type": "image_url", "image_url": {"url": url}})
+    def _question(self, load: Load, seed: list[int], picture_seed: list[int]) -> dict[str, Any]:
+        parts: list[dict[str, Any]] = []
+        for number in range(load.num_pictures_each):
+            # The first one has the seed itself: loads of one picture keep theirs.
+            picture = make_picture([*picture_seed, number] if number else picture_seed)
+            url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+            parts.append({"type": "image_url", "image_url": {"url": url}})
+        parts.append({"type": "text", "text": self._text(seed, load.num_text_tokens)})
         return {"role": "user", "content": parts}
 
     def _text(self, seed: list[int], num_tokens: int) -> str:

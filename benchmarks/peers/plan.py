@@ -32,6 +32,9 @@ MAX_COST = 1.0
 MIN_SERVED_OVER_OFFLINE = 0.95
 """Tokens/s with 8 pictures at once."""
 
+NUM_REFERENCES = {"fp32": 2, "int8": 4, "int4": 4}
+"""By precision: where answers should be equal, few show it."""
+
 LOADS = ("picture", "decode", "text", "same-picture", "system-prompt", "poisson")
 """Groups of loads, as the command line names them."""
 POISSON_SHARES = (0.3, 0.6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.peers.metrics import METRICS, again_over_first, ratio
-from benchmarks.peers.results import EngineResult, PeerResults
+from benchmarks.peers.results import PeerResults
 from benchmarks.report import Rows, markdown_table
 from benchmarks.results import NOISY_SHARE, in_words
 from benchmarks.summary import Spread
@@ -23,6 +23,7 @@ def engine_rows(results: PeerResults) -> Rows:
             "HTTP" if engine.is_served else "in process",
             "-" if engine.cold_start_s is None else f"{engine.cold_start_s:.1f}",
             "-" if engine.peak_bytes is None else f"{engine.peak_bytes / 1e9:.2f}",
+            _answers(*results.all_equal_answers(engine)),
             engine.failure or "",
         )
         for engine in results.engines
@@ -37,13 +38,12 @@ def speed_rows(results: PeerResults, load: Load) -> Rows:
             share = max(burst.foreign_cpu_share for burst in bursts)
             others = f"**{share:.0%}**" if share > NOISY_SHARE else f"{share:.0%}"
             figures = [in_words(metric.spread(bursts), metric.digits) for metric in METRICS]
-            answers = _answers(results, engine, load)
+            answers = _answers(*results.equal_answers(engine, load))
             rows.append((engine.name, *figures, answers, others))
     return rows
 
 
-def _answers(results: PeerResults, engine: EngineResult, load: Load) -> str:
-    num_equal, num_compared, share = results.equal_answers(engine, load)
+def _answers(num_equal: int, num_compared: int, share: float) -> str:
     if not num_compared:
         return "-"
     words = f"{num_equal} of {num_compared}"
@@ -92,7 +92,6 @@ def cache_rows(results: PeerResults) -> Rows:
 def to_markdown(results: PeerResults, plot: Path) -> str:
     """The page; `plot` lies beside it."""
     environment, plan = results.environment, results.plan
-    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     reads = [speed.read_bytes_per_s / 1e9 for speed in results.speeds]
     flops = [speed.flops_per_s / 1e9 for speed in results.speeds]
     targets = [
@@ -101,11 +100,9 @@ def to_markdown(results: PeerResults, plot: Path) -> str:
     sections = [
         f"# {results.model}, {plan.precision}, against peers, {environment.slug}",
         f"`{environment.command}`",
-        f"{environment.started}; {environment.cpu}, {environment.num_cores} cores, "
-        f"{environment.memory_bytes / 1e9:.0f} GB, {environment.kernel}. "
-        f"{environment.busy_share_before:.0%} of the machine was in use just before; figures during "
+        f"{environment.in_words}; figures during "
         f"which others used more than {NOISY_SHARE:.0%} (bold) are worth little.",
-        f"{versions}; revision {environment.revision or 'unknown'}.",
+        f"{environment.software}.",
         "[What each figure means](../README.md#against-peers). Figures are medians with the smallest and "
         f"largest repeat ({plan.repeats} in all). Prompts: {NUM_TEXT_TOKENS} tokens of text, with a "
         f"{PICTURE_SIZE} x {PICTURE_SIZE} picture except for `decode`, `text` and `system prompt` "
@@ -114,7 +111,10 @@ def to_markdown(results: PeerResults, plot: Path) -> str:
         markdown_table(("target", "wanted", "measured", "met"), targets),
         "## Engines",
         markdown_table(
-            ("engine", "version", "asked", "cold start s", "memory GB", "missing because"),
+            (
+                *("engine", "version", "asked", "cold start s", "memory GB"),
+                *("= Hugging Face", "missing because"),
+            ),
             engine_rows(results),
         ),
         f"![Speed over concurrency]({plot.name})",

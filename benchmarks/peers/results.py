@@ -102,13 +102,7 @@ class PeerResults:
 
     def floor(self, load: Load) -> Floor:
         """The least time a load without caches can take."""
-        return floor_of(
-            self.work,
-            self.speed,
-            load,
-            self.num_prompt_tokens[load.label],
-            load.num_image_tokens,
-        )
+        return floor_of(self.work, self.speed, load, self.num_prompt_tokens[load.label])
 
     # --- comparing ------------------------------------------------------------------------------
 
@@ -141,6 +135,13 @@ class PeerResults:
                 else leading_share(_plain(bursts[0].texts[i]), _plain(text))
             )
         return sum(share == 1 for share in shares), len(shares), sum(shares) / len(shares)
+
+    def all_equal_answers(self, engine: EngineResult) -> tuple[int, int, float]:
+        """The same over all loads."""
+        counts = [self.equal_answers(engine, load) for load in self.plan.loads]
+        num_compared = sum(num for _, num, _ in counts)
+        share = sum(num * share for _, num, share in counts) / max(num_compared, 1)
+        return sum(num_equal for num_equal, _, _ in counts), num_compared, share
 
     def to_json(self) -> str:
         """Every timing and everything that follows; answers are left out, they are noise."""
@@ -272,9 +273,9 @@ class PeerResults:
                 title = f"{ours.name}: TTFT again / first, {load.label}"
                 wanted = f"at most {MAX_AGAIN:.1f}"
                 targets.append(Target(title, wanted, in_words(again), again.median <= MAX_AGAIN))
-        counts = [self.equal_answers(ours, load) for load in self.plan.loads]
-        num_equal, num_compared = sum(c[0] for c in counts), sum(c[1] for c in counts)
-        if num_compared:
+        num_equal, num_compared, _ = self.all_equal_answers(ours)
+        # Weights of fewer bits make other answers.
+        if num_compared and self.plan.precision == "fp32":
             targets.append(
                 Target(
                     f"{ours.name}: answers = Hugging Face's",

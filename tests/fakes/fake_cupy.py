@@ -338,7 +338,17 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: _function(name)
         for name in (
-            *("argsort", "concatenate", "cumsum", "exp", "isfinite", "log", "maximum", "minimum"),
+            *(
+                "argsort",
+                "concatenate",
+                "cumsum",
+                "exp",
+                "isfinite",
+                "log",
+                "matmul",
+                "maximum",
+                "minimum",
+            ),
             *("ones", "repeat", "resize", "take_along_axis", "where"),
         )
     },

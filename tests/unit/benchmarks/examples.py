@@ -16,6 +16,7 @@ WORK = ModelWork(
     kv_bytes_per_token=8,
     embed_bytes_per_image_token=4,
     merge_size=2,
+    tokens_per_picture=2,
 )
 ENVIRONMENT = Environment(
     cpu="Some CPU (avx2)",

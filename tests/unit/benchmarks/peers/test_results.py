@@ -136,7 +136,8 @@ def test_page_has_figures_ratios_and_why_a_peer_is_missing():
         make_engine("triton-vlm", 2.0, is_ours=True), make_engine("peer"), failed
     )
     page = to_markdown(results, Path("plot.png"))
-    assert "| broken | 2 | HTTP | - | - | does not compile |" in page
+    assert "| broken | 2 | HTTP | - | - | - | does not compile |" in page
+    assert "| peer | 1 | HTTP | 10.0 | 1.00 | 3 of 3 | - |" in page.replace("|  |", "| - |")
     assert f"| {EIGHT.label} | peer | 2.00 (2.00 to 2.00) |" in page
     assert f"| {SAME.label} | peer | 1.00 (1.00 to 1.00) | 0.10 (0.10 to 0.10) |" in page
 
@@ -146,3 +147,14 @@ def test_json_has_the_timings_and_not_the_answers():
     data = json.loads(results.to_json())
     assert data["engines"][0]["bursts"][ONE.label][0]["requests"][0]["ttft_s"] == 1.0
     assert "answer" not in results.to_json().replace("answers", "")
+
+
+def test_answers_of_fewer_bits_are_told_and_are_no_target():
+    engine = make_engine("triton-vlm", is_ours=True)
+    results = make_results(engine)
+    engine.bursts[ONE.label] = [replace(engine.bursts[ONE.label][0], token_ids=[[1, 3]])]
+    few = replace(results, plan=replace(results.plan, precision="int4"))
+    assert few.all_equal_answers(engine) == (2, 3, 2.5 / 3)
+    assert "| 2 of 3, 83% before a difference |" in to_markdown(few, Path("plot.png"))
+    assert [t for t in results.targets() if "answers" in t.name]
+    assert not [t for t in few.targets() if "answers" in t.name]
