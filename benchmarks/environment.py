@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import machine_cpu_s
+from python_backend.gpu import Gpu
 from python_backend.manifest import FILE_NAME, VERSION_DIR
-from triton_vlm.doctor.gpu import Gpu
 
 _LIBRARIES = (
     *("triton-vlm", "onnxruntime", "nvidia-pytriton", "tritonclient", "fastapi", "openai"),

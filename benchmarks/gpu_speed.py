@@ -9,8 +9,7 @@ import numpy as np
 
 from benchmarks.floors import MachineSpeed, best_s
 from python_backend.errors import BundleError
-from python_backend.gpu import current_gpu
-from triton_vlm.doctor.gpu import Gpu, find_gpus
+from python_backend.gpu import Gpu, current_gpu, find_gpus
 
 _COPY_BYTES = 1 << 31
 _GEMM_SIZE = 8192
