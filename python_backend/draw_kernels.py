@@ -56,7 +56,7 @@ __device__ Row find_row(const float* logits, int vocab_size, const double* setti
 )
 
 _FROM_ALL: Final = r"""
-extern "C" __global__ void draw_from_all(
+extern "C" __global__ __launch_bounds__(1024) void draw_from_all(
     const float* logits, int vocab_size, const double* settings, int num_drawn, long long* chosen
 ) {
     extern __shared__ float sums[];  // of every BLOCK weights
@@ -203,7 +203,7 @@ __device__ int token_at(const Row& row, unsigned key, long long index) {
     return 0;
 }
 
-extern "C" __global__ void draw_from_likeliest(
+extern "C" __global__ __launch_bounds__(1024) void draw_from_likeliest(
     const float* logits, int vocab_size, const double* settings, int num_drawn, long long* chosen
 ) {
     const double* mine = settings + blockIdx.x;

@@ -354,6 +354,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     },
     "empty": lambda *args: _allocated(np.empty(*args)),
     "zeros": lambda *args: _allocated(np.zeros(*args)),
+    "copyto": lambda dst, src: np.copyto(_unwrap(dst), _unwrap(src)),
     "split": _split,
     "asarray": _asarray,
     "from_dlpack": _from_dlpack,

@@ -148,7 +148,7 @@ def test_embeddings_go_from_stage_to_stage_on_the_gpu(model):
     ],
 )
 def test_the_device_samples_what_the_host_samples(params):
-    """Up to rounding: one token in a thousand may fall on the other side of a sum."""
+    """Up to rounding: a few tokens in a thousand may fall on the other side of a sum."""
     cupy = pytest.importorskip("cupy")
     rng, num_rows, vocab_size = np.random.default_rng(0), 8, 50_000
     host, device = (
@@ -167,7 +167,7 @@ def test_the_device_samples_what_the_host_samples(params):
             num_equal += one.token_id == other.token_id
             for state in states:
                 state.append(one.token_id)
-    assert num_equal >= 0.999 * num_steps * num_rows
+    assert num_equal >= 0.995 * num_steps * num_rows
 
 
 @pytest.mark.parametrize("kind", ["greedy", "sampled", "top_p", "top_k_top_p"])
