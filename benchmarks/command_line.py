@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -95,7 +96,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", help=f"of the decoder's weights; {choices} (the first)")
 
 
-def engine_of(arguments: argparse.Namespace) -> dict[str, str]:
+def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Engine and precision, by their names in `Subject`."""
     precision = arguments.precision or PRECISIONS[arguments.engine][0]
     return {"engine": arguments.engine, "precision": precision}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 
@@ -77,7 +78,7 @@ class Points:
         return text_load(concurrency, self.num_output_tokens)
 
 
-def _alone(name: str, num_output_tokens: int, **what: int) -> Load:
+def _alone(name: str, num_output_tokens: int, **what: Any) -> Load:
     return Load(name=name, concurrency=1, num_output_tokens=num_output_tokens, **what)
 
 

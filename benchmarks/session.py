@@ -25,6 +25,7 @@ from benchmarks.summary import Burst
 from benchmarks.worker import Worker
 from benchmarks.workload import Load, Workload
 from builders.options import BuildOptions
+from triton_vlm.doctor.gpu import Gpu
 from triton_vlm.model_source import DEFAULT_CHECKPOINT
 from triton_vlm.stack import ServingStack
 
@@ -96,7 +97,10 @@ class Session:
         self._work_dir = work_dir
         self._console = console
         self._preset = subject.preset and PRESETS[subject.preset]
-        self.gpu, gpu_target = require_gpu() if subject.is_gpu else (None, "")
+        self.gpu: Gpu | None = None
+        gpu_target = ""
+        if subject.is_gpu:
+            self.gpu, gpu_target = require_gpu()
         self._options = BuildOptions(
             model=str(self.checkpoint),
             output=work_dir / "model_repository" / subject.folder_name,
