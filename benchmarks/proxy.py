@@ -35,7 +35,7 @@ MAX_ADDED_TTFT_S = 0.003
 NUM_STREAMS = 64
 NUM_TOKENS = 1024
 NUM_REQUESTS = 300
-RATES = (1_000, 2_500, 5_000, 10_000, 15_000)
+RATES = (1_000, 2_500, 5_000, 10_000, 15_000, 30_000)
 """Tokens per second that the decoder makes, over all streams."""
 
 _MODEL = "free"

@@ -14,11 +14,13 @@ from openai_frontend.disconnect import until_disconnect
 from python_backend.errors import RequestCancelledError
 
 DONE = b"data: [DONE]\n\n"
+# `json.dumps` would make an encoder for every text.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def dumps(value: Any) -> str:
     """Compact JSON with readable non-ASCII text."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def event(text: str) -> bytes:
