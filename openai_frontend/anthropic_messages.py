@@ -14,6 +14,7 @@ from openai_frontend.protocol import (
     ChatCompletionRequest,
     Fields,
     FunctionName,
+    JsonObject,
     JsonSchema,
     StopStrings,
     by_type,
@@ -76,7 +77,7 @@ class ToolUseBlock(Fields):
     type: Literal["tool_use"]
     id: str = Field(min_length=1, max_length=512)
     name: FunctionName
-    input: dict[str, Any]
+    input: JsonObject
     cache_control: CacheControl | None = None
 
 
