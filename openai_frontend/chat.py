@@ -128,13 +128,18 @@ class ChatService:
             self._responses, record.api_key, request, self._settings.max_body_bytes
         )
         chat = request.chat_messages(history.earlier_items())
+        paths = chat.paths  # without the messages and their images
+
+        def rename(text: str) -> str:
+            return in_client_words(paths.in_client_words(text))
+
         answer_type = partial(ResponsesAnswer, request=request, keep=history.keep)
         try:
             generation = await self._prepare_chat(request.to_chat(chat), answer_type, record)
         except InvalidRequestError as error:
-            _rename_fields(error, lambda text: in_client_words(chat.in_client_words(text)))
+            _rename_fields(error, rename)
             raise
-        generation.in_client_words = in_client_words
+        generation.in_client_words = rename
         return generation
 
     async def count_tokens(self, body: bytes | bytearray, record: RequestRecord) -> int:
