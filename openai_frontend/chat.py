@@ -13,6 +13,7 @@ from typing import Any
 
 from openai_frontend.anthropic_answers import MessagesAnswer
 from openai_frontend.anthropic_messages import CountTokensRequest, MessagesRequest
+from openai_frontend.anthropic_messages import in_client_words as in_anthropics_words
 from openai_frontend.backend import Backend, Delta, ModelInfo, Usage
 from openai_frontend.conversation import ImageSource, to_prompt
 from openai_frontend.errors import ModelNotFoundError
@@ -114,8 +115,10 @@ class ChatService:
         Raises:
             VlmError: the request is wrong, or Triton cannot be asked about the model.
         """
-        request = parse_body(body, MessagesRequest).to_chat()
-        return await self._prepare_chat(request, MessagesAnswer, record)
+        request = await self._to_chat(parse_body(body, MessagesRequest))
+        generation = await self._prepare_chat(request, MessagesAnswer, record)
+        generation.in_client_words = in_anthropics_words
+        return generation
 
     async def prepare_response(self, body: bytes | bytearray, record: RequestRecord) -> Generation:
         """Check a body of `/v1/responses` and load its images.
@@ -148,10 +151,19 @@ class ChatService:
         Raises:
             VlmError: the request is wrong, or Triton cannot be asked.
         """
-        request = parse_body(body, CountTokensRequest).to_chat()
+        request = await self._to_chat(parse_body(body, CountTokensRequest))
         prompt, sources = to_prompt(request.messages, callable_tools(request))
+        prompt |= request.prompt_options()
         model = await self._find_model(request.model, prompt, sources)
-        return len(await self._tokenize(model, prompt, sources, record))
+        try:
+            return len(await self._tokenize(model, prompt, sources, record))
+        except InvalidRequestError as error:
+            _rename_fields(error, in_anthropics_words)
+            raise
+
+    async def _to_chat(self, request: CountTokensRequest) -> ChatCompletionRequest:
+        model = await self._find_model(request.model, {}, ())
+        return request.to_chat(reasons=model.reasons)
 
     async def tokenize(self, body: bytes | bytearray, record: RequestRecord) -> dict[str, Any]:
         """The answer to a body of `/tokenize`.

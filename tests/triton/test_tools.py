@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from tokenizers import Tokenizer
@@ -159,6 +160,21 @@ def test_reasoning_ends_before_calls_begin(
     thinking = create(client, logit_bias={end: -100}, max_tokens=16, model=THINKING.name)
     assert thinking.choices[0].message.content == ""
     assert thinking.usage.completion_tokens_details.reasoning_tokens == 16
+
+
+def test_a_model_that_always_reasons_cannot_be_told_not_to(stack: ServingStack) -> None:
+    """Its template opens the reasoning in any case."""
+    asked = {"messages": [{"role": "user", "content": "Draw."}], "thinking": {"type": "disabled"}}
+    for path in ("messages", "messages/count_tokens"):
+        fields = asked | ({"max_tokens": 4} if path == "messages" else {})
+        url = f"{stack.base_url}/{path}"
+        refused, answered = (
+            httpx.post(url, json={"model": name} | fields, timeout=60)
+            for name in (THINKING.name, TOOLS.name)
+        )
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith("thinking: ")
+        assert answered.status_code == 200, answered.text
 
 
 def test_models_say_what_they_can(client: openai.OpenAI) -> None:
