@@ -25,7 +25,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-unit test-numpy2 test-page test-triton test-gpu check fix bench bench-peers \
-	clean test-env chromium
+	clean test-env chromium node-client
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +39,7 @@ serve: $(SERVE_ENV)/installed ## Build the default model (or MODEL=...) and serv
 	@exec $(SERVE_ENV)/bin/triton-vlm serve --port "$(PORT)" $(SERVE_OPTIONS) $(if $(MODEL),"$(MODEL)")
 
 # Another TEST_PYTHON has one NumPy, its own. Both runs keep about one core busy, so they go side by side.
-test: test-env chromium ## Run the whole test suite, and what computes on NumPy 2 too
+test: test-env chromium node-client ## Run the whole test suite, and what computes on NumPy 2 too
 ifeq ($(TEST_PYTHON),$(TEST_ENV)/bin/python)
 	@mkdir -p build
 	@$(MAKE) --no-print-directory test-numpy2 >build/test-numpy2.log 2>&1 & other=$$!; \
@@ -63,7 +63,7 @@ test-numpy2: test-env $(NUMPY2)/installed ## Run the unit tests of what computes
 	PYTHONPATH="$(CURDIR)/$(NUMPY2)" $(TEST_PYTHON) -c 'import numpy; assert numpy.__version__ >= "2", numpy'
 	PYTHONPATH="$(CURDIR)/$(NUMPY2)" $(TEST_PYTHON) -m pytest $(NUMPY2_TESTS) $(PYTEST_OPTIONS) || test $$? -eq 5
 
-test-triton: test-env ## Run the tests that start the real Triton
+test-triton: test-env node-client ## Run the tests that start the real Triton
 	$(TEST_PYTHON) -m pytest tests/triton $(PYTEST_OPTIONS)
 
 test-gpu: test-env ## Run the tests that need an NVIDIA GPU; writes build/gpu-report.json
@@ -95,7 +95,7 @@ bench-peers: test-env ## Measure against vLLM, llama.cpp and others; BENCH_OPTIO
 	$(TEST_PYTHON) -m benchmarks.peers.run $(BENCH_OPTIONS)
 
 clean: ## Remove the environments and caches; built models stay
-	rm -rf $(SERVE_ENV) $(TEST_ENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(SERVE_ENV) $(TEST_ENV) build dist tests/node/node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find $(PACKAGES) tests default_model examples benchmarks model_repository \
 		-name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -129,6 +129,10 @@ endif
 # Without one the page's tests are skipped, and say so.
 chromium: test-env
 	-@$(TEST_PYTHON) tests/page/chromium.py
+
+# Without it the tests of OpenAI's Node.js client are skipped, and say so.
+node-client: test-env
+	-@$(TEST_PYTHON) tests/node/install.py
 
 # Make environment $(1), if it is not there, with the first Python that can run the project.
 define create_environment

@@ -14,6 +14,7 @@ from openai_frontend.protocol import (
     ChatCompletionRequest,
     Fields,
     FunctionName,
+    JsonObject,
     JsonSchema,
     StopStrings,
     by_type,
@@ -76,7 +77,7 @@ class ToolUseBlock(Fields):
     type: Literal["tool_use"]
     id: str = Field(min_length=1, max_length=512)
     name: FunctionName
-    input: dict[str, Any]
+    input: JsonObject
     cache_control: CacheControl | None = None
 
 
@@ -108,6 +109,8 @@ _Block = Annotated[
     | Annotated[ThinkingBlock, Tag("<thinking>")],
     by_type("Content blocks", "text", "image", "tool_use", "tool_result", "thinking"),
 ]
+_SWITCH = "enable_thinking"
+"""Variable of chat templates that says whether the model reasons."""
 _USER_BLOCKS = (TextBlock, ImageBlock, ToolResultBlock)
 _ASSISTANT_BLOCKS = (TextBlock, ImageBlock, ToolUseBlock, ThinkingBlock)
 
@@ -168,6 +171,12 @@ class Metadata(Fields):
     user_id: str | None = Field(None, max_length=512)
 
 
+class Thinking(Fields):
+    """That the model shall not reason; one that reasons does so without being asked."""
+
+    type: Literal["disabled"]
+
+
 class CountTokensRequest(Fields):
     """Body of `POST /v1/messages/count_tokens`."""
 
@@ -180,6 +189,7 @@ class CountTokensRequest(Fields):
     ] = ""
     tools: list[InputTool] | None = Field(None, max_length=MAX_FUNCTIONS)
     tool_choice: InputToolChoice | None = None
+    thinking: Thinking | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -206,13 +216,15 @@ class CountTokensRequest(Fields):
             turns += _chat_turns(turn, f"messages[{i}]")
         return turns
 
-    def to_chat(self) -> ChatCompletionRequest:
-        """The same as a chat request."""
+    def to_chat(self, *, reasons: bool) -> ChatCompletionRequest:
+        """The same as a chat request to a model that reasons, or to one that does not."""
         fields = {"model": self.model, "messages": self.chat_messages()} | self._chat_fields()
         if self.tools:
             fields["tools"] = [tool.to_chat() for tool in self.tools]
         if self.tool_choice is not None:
             fields |= self.tool_choice.to_chat()
+        if self.thinking is not None and reasons:
+            fields["chat_template_kwargs"] = {_SWITCH: False}
         return ChatCompletionRequest.model_validate(fields)
 
     def _chat_fields(self) -> dict[str, Any]:
@@ -240,6 +252,13 @@ class MessagesRequest(CountTokensRequest):
             "top_k": self.top_k,
             "top_p": self.top_p,
         }
+
+
+def in_client_words(text: str) -> str:
+    """Text of an error about the chat template's variable, or its path, as one about `thinking`."""
+    return text.replace(f"chat_template_kwargs.{_SWITCH}", "thinking").replace(
+        f"does not read {_SWITCH}", "always lets it think"
+    )
 
 
 def _chat_turns(turn: Turn, path: str) -> list[dict[str, Any]]:

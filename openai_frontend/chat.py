@@ -13,6 +13,7 @@ from typing import Any
 from openai_frontend.answers import Answer, AnswerOptions, Choice
 from openai_frontend.anthropic_answers import MessagesAnswer
 from openai_frontend.anthropic_messages import MessagesRequest
+from openai_frontend.anthropic_messages import in_client_words as in_anthropics_words
 from openai_frontend.backend import Backend
 from openai_frontend.chat_answers import ChatAnswer
 from openai_frontend.completion_answers import CompletionAnswer
@@ -20,7 +21,7 @@ from openai_frontend.conversation import ImageSource, to_prompt
 from openai_frontend.error_fields import fields_called
 from openai_frontend.generation import Generation, Tally, deltas_of
 from openai_frontend.media import MediaLoader
-from openai_frontend.model_choice import find_model
+from openai_frontend.model_choice import find_model, to_chat
 from openai_frontend.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -74,8 +75,10 @@ class ChatService:
         Raises:
             VlmError: the request is wrong, or Triton cannot be asked about the model.
         """
-        request = parse_body(body, MessagesRequest).to_chat()
-        return await self._prepare_chat(request, MessagesAnswer, record)
+        request = await to_chat(self._backend, parse_body(body, MessagesRequest))
+        generation = await self._prepare_chat(request, MessagesAnswer, record)
+        generation.in_client_words = in_anthropics_words
+        return generation
 
     async def prepare_response(self, body: bytes | bytearray, record: RequestRecord) -> Generation:
         """Check a body of `/v1/responses` and load its images.
@@ -88,10 +91,15 @@ class ChatService:
             self._responses, record.api_key, request, self._settings.max_body_bytes
         )
         chat = request.chat_messages(history.earlier_items())
+        paths = chat.paths  # without the messages and their images
+
+        def rename(text: str) -> str:
+            return in_client_words(paths.in_client_words(text))
+
         answer_type = partial(ResponsesAnswer, request=request, keep=history.keep)
-        with fields_called(in_client_words), fields_called(chat.in_client_words):
+        with fields_called(rename):
             generation = await self._prepare_chat(request.to_chat(chat), answer_type, record)
-        generation.in_client_words = in_client_words
+        generation.in_client_words = rename
         return generation
 
     async def prepare_completion(

@@ -9,6 +9,7 @@ from typing import Any
 import pydantic_core
 
 from openai_frontend.protocol import ContentPart, ImagePart, ImageUrl, Message, Tool, ToolCall
+from openai_frontend.validation import is_finite
 from python_backend.errors import InvalidRequestError
 
 # Beside role and content; any of them that is null or empty is taken for absent.
@@ -137,9 +138,10 @@ def _call(call: ToolCall, path: str) -> dict[str, Any]:
         arguments = pydantic_core.from_json(call.function.arguments or "{}", allow_inf_nan=False)
     except ValueError:
         arguments = None
-    if not isinstance(arguments, dict):
+    if not isinstance(arguments, dict) or not is_finite(arguments):
         raise InvalidRequestError(
-            f"Invalid value for '{path}': it must be a JSON object in a string.", param=path
+            f"Invalid value for '{path}': it must be a JSON object in a string, without infinite numbers.",
+            param=path,
         )
     return {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from openai_frontend.anthropic_messages import CountTokensRequest
 from openai_frontend.backend import Backend, ModelInfo
 from openai_frontend.conversation import ImageSource
 from openai_frontend.errors import ModelNotFoundError
+from openai_frontend.protocol import ChatCompletionRequest
 from python_backend.errors import InvalidRequestError
 
 
@@ -32,6 +34,17 @@ async def find_model(
         )
     _check_capabilities(prompt, model)
     return model
+
+
+async def to_chat(backend: Backend, request: CountTokensRequest) -> ChatCompletionRequest:
+    """What a request of Anthropic's API asks for: how it says so depends on whether its model reasons.
+
+    Raises:
+        ModelNotFoundError: there is no such model.
+        VlmError: the request is wrong, or Triton cannot be asked.
+    """
+    model = await find_model(backend, request.model, {}, ())
+    return request.to_chat(reasons=model.reasons)
 
 
 def _check_capabilities(prompt: dict[str, Any], model: ModelInfo) -> None:

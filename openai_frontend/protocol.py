@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,6 +21,7 @@ from pydantic import (
     Tag,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from openai_frontend.unsupported import (
     UNSUPPORTED_CHAT,
@@ -29,6 +31,7 @@ from openai_frontend.unsupported import (
     without_unsupported,
     without_unsupported_chat,
 )
+from openai_frontend.validation import is_finite
 from python_backend.errors import InvalidRequestError
 from python_backend.tool_calls import FUNCTION_NAME, MAX_FUNCTIONS
 
@@ -214,7 +217,14 @@ class ConversationFields(Fields):
         return {name: value for name, value in options.items() if value != {}}
 
 
-JsonSchema = dict[str, Any]
+def _check_numbers(value: dict[str, Any]) -> dict[str, Any]:
+    if not is_finite(value):
+        raise PydanticCustomError("invalid_value", "A number in it is too large")
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_check_numbers)]
+JsonSchema = JsonObject
 
 
 class NamedSchema(Fields):

@@ -129,18 +129,39 @@ _MESSAGE_PATH = re.compile(r"messages\[\d+\](?:\.\w+|\[\d+\])*")
 _LAST_STEP = re.compile(r"(?:\.\w+|\[\d+\])$")
 
 
+class FieldPaths(dict[str, str]):
+    """Fields of chat messages to the fields of the client that they came from."""
+
+    def in_client_words(self, text: str) -> str:
+        """`text` with the client's fields in place of those of the messages."""
+        return _MESSAGE_PATH.sub(self._client_path, text)
+
+    def _client_path(self, match: re.Match[str]) -> str:
+        known = match[0]
+        while known not in self:
+            if known == "messages":  # in a text that the client has sent
+                return match[0]
+            known = _LAST_STEP.sub("", known)
+        path, rest = self[known], match[0][len(known) :]
+        if not path.startswith("input["):
+            return path.partition(".")[0]
+        rest = rest.replace(".image_url.url", ".image_url").replace("tool_call_id", "call_id")
+        return path + rest
+
+
 @dataclass(slots=True)
 class ChatMessages:
-    """Items as the messages of a chat request, and which fields of the client they came from.
+    """Items as the messages of a chat request.
 
     A reasoning, a text and calls of the model that follow one another are one message there.
 
     Attributes:
         messages: of the chat request.
+        paths: where they came from.
     """
 
     messages: list[dict[str, Any]] = field(default_factory=list)
-    _paths: dict[str, str] = field(default_factory=dict)
+    paths: FieldPaths = field(default_factory=FieldPaths)
     _answer: dict[str, Any] | None = None
 
     def add_text(self, role: str, text: str, path: str) -> None:
@@ -157,7 +178,7 @@ class ChatMessages:
             case MessageItem(role="assistant"):
                 answer = self._open_answer(path, {"content", "tool_calls"})
                 answer["content"] = _chat_content(item.content)
-                self._paths[f"{self._last}.content"] = f"{path}.content"
+                self.paths[f"{self._last}.content"] = f"{path}.content"
             case MessageItem():
                 _refuse_output(item, path)
                 self._append({"role": item.role, "content": _chat_content(item.content)}, path)
@@ -167,19 +188,15 @@ class ChatMessages:
             case FunctionCallItem():
                 calls = self._open_answer(path, set()).setdefault("tool_calls", [])
                 place = f"{self._last}.tool_calls"
-                self._paths.setdefault(place, path)
-                self._paths[f"{place}[{len(calls)}].function"] = path
+                self.paths.setdefault(place, path)
+                self.paths[f"{place}[{len(calls)}].function"] = path
                 function = {"name": item.name, "arguments": item.arguments}
                 calls.append({"id": item.call_id, "type": "function", "function": function})
             case FunctionCallOutputItem():
                 content = _chat_content(item.output)
                 message = {"role": "tool", "tool_call_id": item.call_id, "content": content}
                 self._append(message, path)
-                self._paths[f"{self._last}.content"] = f"{path}.output"
-
-    def in_client_words(self, text: str) -> str:
-        """`text` with the client's fields in place of those of the messages."""
-        return _MESSAGE_PATH.sub(self._client_path, text)
+                self.paths[f"{self._last}.content"] = f"{path}.output"
 
     @property
     def _last(self) -> str:
@@ -188,7 +205,7 @@ class ChatMessages:
     def _append(self, message: dict[str, Any], path: str) -> None:
         self._answer = None
         self.messages.append(message)
-        self._paths[self._last] = path
+        self.paths[self._last] = path
 
     def _open_answer(self, path: str, closed_by: set[str]) -> dict[str, Any]:
         """The model's last message, or a new one if there is none or it has a member of `closed_by`."""
@@ -196,18 +213,6 @@ class ChatMessages:
             self._append({"role": "assistant"}, path)
             self._answer = self.messages[-1]
         return self._answer
-
-    def _client_path(self, match: re.Match[str]) -> str:
-        known = match[0]
-        while known not in self._paths:
-            if known == "messages":  # in a text that the client has sent
-                return match[0]
-            known = _LAST_STEP.sub("", known)
-        path, rest = self._paths[known], match[0][len(known) :]
-        if not path.startswith("input["):
-            return path.partition(".")[0]
-        rest = rest.replace(".image_url.url", ".image_url").replace("tool_call_id", "call_id")
-        return path + rest
 
 
 def _refuse_output(item: MessageItem, path: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from openai_frontend.anthropic_messages import CountTokensRequest
+from openai_frontend.anthropic_messages import CountTokensRequest, in_client_words
 from openai_frontend.backend import Backend, ModelInfo
 from openai_frontend.conversation import ImageSource, to_prompt
-from openai_frontend.error_fields import prompt_called
+from openai_frontend.error_fields import fields_called, prompt_called
 from openai_frontend.media import MediaLoader
-from openai_frontend.model_choice import find_model
+from openai_frontend.model_choice import find_model, to_chat
 from openai_frontend.record import RequestRecord
 from openai_frontend.tokenize_requests import DetokenizeRequest, TokenizeRequest
 from openai_frontend.tools import callable_tools
@@ -30,10 +30,12 @@ class Tokenization:
         Raises:
             VlmError: the request is wrong, or Triton cannot be asked.
         """
-        request = parse_body(body, CountTokensRequest).to_chat()
+        request = await to_chat(self._backend, parse_body(body, CountTokensRequest))
         prompt, sources = to_prompt(request.messages, callable_tools(request))
+        prompt |= request.prompt_options()
         model = await find_model(self._backend, request.model, prompt, sources)
-        return len(await self._tokenize(model, prompt, sources, record))
+        with fields_called(in_client_words):
+            return len(await self._tokenize(model, prompt, sources, record))
 
     async def tokenize(self, body: bytes | bytearray, record: RequestRecord) -> dict[str, Any]:
         """The answer to a body of `/tokenize`.

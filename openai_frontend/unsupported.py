@@ -64,7 +64,6 @@ UNSUPPORTED_MESSAGES: dict[str, tuple[object, ...]] = {
     "mcp_servers": (),
     "output_config": (),
     "service_tier": ("auto", "standard_only"),
-    "thinking": ({"type": "disabled"},),
 }
 
 # Of OpenAI's Responses API.

@@ -7,6 +7,7 @@ change.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -46,6 +47,15 @@ def parse_body(body: bytes | bytearray, model: type[Model]) -> Model:
     if not isinstance(value, dict):
         raise InvalidRequestError("The request body must be a JSON object.", code="invalid_type")
     return _validated(value, model)
+
+
+def is_finite(value: object) -> bool:
+    """Whether no number of a JSON value is infinite, as 1e400 is when it is read."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 class NoQuery(pydantic.BaseModel):

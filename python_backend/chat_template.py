@@ -235,7 +235,7 @@ class ChatTemplate:
             raise InvalidRequestError(
                 f"the model's chat template refuses this conversation: {error}", param="messages"
             ) from error
-        text = self._insert_images(text, image_texts)
+        text = self._insert_images(text, image_texts, conversation)
         typed = str.maketrans({stand_in: char for char, stand_in in stand_ins.items()})
         ids: list[int] = []
         end = 0
@@ -246,12 +246,14 @@ class ChatTemplate:
         ids += self._encode(text[end:], typed)
         return np.asarray(ids, np.int64)
 
-    def _insert_images(self, text: str, image_texts: Sequence[str]) -> str:
+    def _insert_images(
+        self, text: str, image_texts: Sequence[str], conversation: Conversation
+    ) -> str:
         first, *others = text.split(self._placeholder) if self._placeholder else [text]
         if len(others) != len(image_texts):
             raise InvalidRequestError(
                 f"the prompt has {len(others)} image placeholders for {len(image_texts)} images; "
-                "put images into user messages",
+                + _where_images_may_be(conversation),
                 param="messages",
             )
         return first + "".join(a + b for a, b in zip(image_texts, others, strict=True))
@@ -341,6 +343,15 @@ def _map_strings(value: Any, param: str, change: Callable[[str, str], str]) -> A
     if isinstance(value, list | tuple):
         return [_map_strings(item, f"{param}[{i}]", change) for i, item in enumerate(value)]
     return value
+
+
+def _where_images_may_be(conversation: Conversation) -> str:
+    """What to do about images that a chat template leaves out."""
+    if conversation.tools:
+        return "the model's chat template leaves images out beside tools: send one or the other"
+    if any(message["role"] == "tool" for message in conversation.messages or ()):
+        return "put images into user messages, and only text into results of tools"
+    return "put images into user messages"
 
 
 def _with_plain_text(message: dict[str, Any]) -> dict[str, Any]:

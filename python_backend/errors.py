@@ -103,8 +103,13 @@ _WIRE = re.compile(r"(?s)(.*?) \[error=(\w+) code=([^\s\]]*) param=(.*)\]")
 
 
 def to_wire(error: VlmError) -> str:
-    """The text of a Triton error from which `from_wire` restores `error`."""
-    return f"{error.message} [error={type(error).__name__} code={error.code} param={error.param or ''}]"
+    """The text of a Triton error from which `from_wire` restores `error`.
+
+    Triton ends a text at its first NUL, which a client's own words may have: it is written as an escape.
+    """
+    kind = type(error).__name__
+    text = f"{error.message} [error={kind} code={error.code} param={error.param or ''}]"
+    return text.replace("\0", "\\u0000")
 
 
 def from_wire(text: str) -> VlmError | None:

@@ -183,7 +183,10 @@ def _to_llguidance(grammar: Grammar, added_ids: Mapping[str, int]) -> str:
     matcher = llguidance.LLMatcher
     match grammar.kind:
         case "json_schema":
-            text = matcher.grammar_from_json_schema(grammar.text, overrides=_JSON_STYLE)
+            try:
+                text = matcher.grammar_from_json_schema(grammar.text, overrides=_JSON_STYLE)
+            except ValueError as error:  # nested deeper than its parser goes
+                raise _cannot_enforce(grammar, str(error)) from None
         case "regex":
             text = matcher.grammar_from_regex(grammar.text)
         case "grammar":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -13,11 +14,18 @@ import pytest
 from builders.options import BuildOptions
 from builders.pipeline import build
 from tests.conftest import SilentReport
+from tests.node.install import MISSING
 from triton_vlm.stack import ServingStack
 
 CHECKPOINT = Path(__file__).parents[2] / "default_model" / "shapes-vl"
 MODEL = CHECKPOINT.name
 EXAMPLES = CHECKPOINT / "examples"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    if any(MISSING in str(report.longrepr) for report in skipped):
+        terminalreporter.section(f"{MISSING}: make node-client gets it")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from tokenizers import Tokenizer
@@ -21,6 +22,7 @@ from tests.conftest import TinyModel
 from tests.tiny.pictures import png
 from tests.tiny.shapes import THINKING, TOOLS
 from tests.triton.conftest import image_part
+from tests.triton.node_client import run_node
 from triton_vlm.repository_view import stage_models
 from triton_vlm.stack import ServingStack
 from triton_vlm.triton_server import TritonPorts, TritonServer
@@ -159,6 +161,34 @@ def test_reasoning_ends_before_calls_begin(
     thinking = create(client, logit_bias={end: -100}, max_tokens=16, model=THINKING.name)
     assert thinking.choices[0].message.content == ""
     assert thinking.usage.completion_tokens_details.reasoning_tokens == 16
+
+
+def test_the_node_client_calls_and_answers(stack: ServingStack) -> None:
+    printed = run_node("tools", stack.base_url, TOOLS.name, png(64, 48))
+    for choice in (printed["whole"], printed["streamed"]):
+        assert choice["finish_reason"] == "tool_calls"
+        (call,) = choice["message"]["tool_calls"]
+        arguments = json.loads(call["function"]["arguments"])
+        assert call["function"]["name"] == "draw"
+        assert arguments.keys() == {"colour", "count"}
+        assert arguments["count"] in range(10)
+    assert printed["after"]["finish_reason"] in ("stop", "length")
+    assert not printed["after"]["message"].get("tool_calls")
+
+
+def test_a_model_that_always_reasons_cannot_be_told_not_to(stack: ServingStack) -> None:
+    """Its template opens the reasoning in any case."""
+    asked = {"messages": [{"role": "user", "content": "Draw."}], "thinking": {"type": "disabled"}}
+    for path in ("messages", "messages/count_tokens"):
+        fields = asked | ({"max_tokens": 4} if path == "messages" else {})
+        url = f"{stack.base_url}/{path}"
+        refused, answered = (
+            httpx.post(url, json={"model": name} | fields, timeout=60)
+            for name in (THINKING.name, TOOLS.name)
+        )
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith("thinking: ")
+        assert answered.status_code == 200, answered.text
 
 
 def test_models_say_what_they_can(client: openai.OpenAI) -> None:

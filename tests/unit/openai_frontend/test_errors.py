@@ -182,6 +182,36 @@ async def test_wrong_field_is_refused_by_name(make_proxy, fields, param, code) -
     assert proxy.backend.calls == []
 
 
+SCHEMA = {"type": "object", "properties": {"a": {"enum": ["HUGE"]}}}
+TOOL = {"name": "f", "parameters": SCHEMA}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "f", "schema": SCHEMA}}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("chat/completions", {"response_format": FORMAT}, "response_format.json_schema.schema"),
+        (
+            "chat/completions",
+            {"tools": [{"type": "function", "function": TOOL}]},
+            "tools[0].function.parameters",
+        ),
+        ("chat/completions", {"structured_outputs": {"json": SCHEMA}}, "structured_outputs.json"),
+        ("responses", {"tools": [{"type": "function"} | TOOL]}, "tools[0].parameters"),
+    ],
+)
+async def test_number_that_no_float_holds_is_refused(make_proxy, path, fields, param) -> None:
+    """It is JSON, was read as infinity, and went to the stages as something that is no JSON."""
+    proxy = make_proxy()
+    prompt = {"input": "hi"} if path == "responses" else {"messages": [USER]}
+    for number, is_refused in (("1e400", True), ("-1e400", True), ("1e300", False)):
+        body = json.dumps({"model": MODEL.id} | prompt | fields).replace('"HUGE"', number)
+        response = await proxy.http.post(f"/v1/{path}", content=body)
+        error = response.json().get("error", {})
+        assert (error.get("param") == param) is is_refused, error
+        assert not is_refused or (response.status_code, error["code"]) == (400, "invalid_value")
+
+
 @pytest.mark.parametrize("name", sorted(UNSUPPORTED_CHAT))
 async def test_known_field_is_unsupported_unless_it_asks_for_nothing(make_proxy, name) -> None:
     proxy = make_proxy(FakeBackend(text_deltas("a")))

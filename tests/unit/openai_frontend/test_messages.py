@@ -14,7 +14,12 @@ from fake_backend import MODEL, FakeBackend, text_deltas
 
 from openai_frontend.backend import Delta
 from openai_frontend.settings import Settings
-from python_backend.errors import EngineError, OverloadedError, PromptTooLongError
+from python_backend.errors import (
+    EngineError,
+    InvalidRequestError,
+    OverloadedError,
+    PromptTooLongError,
+)
 from python_backend.tool_calls import FORMATS
 
 pytestmark = pytest.mark.anyio
@@ -317,6 +322,34 @@ async def test_a_call_that_is_cut_off_has_no_input(make_proxy) -> None:
     )
     assert message.stop_reason == "max_tokens"
     assert [(block.type, block.input) for block in message.content] == [("tool_use", {})]
+
+
+@pytest.mark.parametrize(
+    ("model", "variables"), [(MODEL, None), (CALLING, {"enable_thinking": False})]
+)
+async def test_only_a_model_that_reasons_is_told_not_to(make_proxy, model, variables) -> None:
+    proxy = make_proxy(FakeBackend(text_deltas("Yes."), [model]))
+    asked = {"model": model.id, "messages": HELLO, "thinking": {"type": "disabled"}}
+    await client_of(proxy).messages.create(max_tokens=20, **asked)
+    (call,) = proxy.backend.calls
+    assert call.prompt.get("chat_template_kwargs") == variables
+    count = await client_of(proxy).messages.count_tokens(**asked)
+    assert count.input_tokens == len(json.dumps(call.prompt))
+
+
+async def test_a_model_that_always_reasons_refuses_not_to(make_proxy) -> None:
+    error = InvalidRequestError(
+        "the model's chat template does not read enable_thinking: leave it out",
+        param="chat_template_kwargs.enable_thinking",
+    )
+    proxy = make_proxy(FakeBackend([error], [CALLING]))
+    asked = {"model": CALLING.id, "messages": HELLO, "thinking": {"type": "disabled"}}
+    for stream in (False, True):
+        with pytest.raises(anthropic.BadRequestError) as caught:
+            await client_of(proxy).messages.create(max_tokens=20, stream=stream, **asked)
+        assert caught.value.body["error"]["message"] == (
+            "thinking: the model's chat template always lets it think: leave it out"
+        )
 
 
 async def test_tokens_are_counted_before_a_message_is_sent(make_proxy, png) -> None:

@@ -604,10 +604,14 @@ async def test_errors_of_the_backend_name_the_clients_fields(make_proxy) -> None
         ("prompt", "input"),
         ("grammar.json_schema", "text.format"),
         ("max_tokens", "max_output_tokens"),
+        ("messages[1].content[0]", "input[0].content[0]"),
+        ("messages[0].content", "instructions"),
     ):
         proxy = make_proxy(FakeBackend([InvalidRequestError("wrong", param=theirs)]))
+        items = [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]
+        form = {"format": {"type": "json_object"}}
         with pytest.raises(openai.BadRequestError) as caught:
-            await create(proxy, text={"format": {"type": "json_object"}})
+            await create(proxy, instructions="Look.", input=items, text=form)
         assert caught.value.param == ours
 
 

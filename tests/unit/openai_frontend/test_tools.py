@@ -300,6 +300,10 @@ PICTURE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=
             "messages[0].tool_calls[0].function.arguments",
         ),
         (
+            {"messages": [{**ONE_CALL, "tool_calls": [call("a", "f", '{"x": 1e400}')]}, result("a", "b")]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
             {"messages": [{**ONE_CALL, "tool_calls": [call("a", "f", "{")]}, result("a", "b")]},
             "messages[0].tool_calls[0].function.arguments",
         ),

@@ -353,6 +353,24 @@ def test_a_mark_that_does_not_show_in_the_text_is_no_mark(tmp_path):
     assert template.tool_format is None
 
 
+@pytest.mark.parametrize(
+    ("messages", "tools", "advice"),
+    [
+        ([_user([IMAGE, _text("?")])], [TOOL], "leaves images out beside tools"),
+        (WITH_CALLS, (), "only text into results of tools"),
+    ],
+    ids=["beside tools", "in a result"],
+)
+def test_images_that_a_template_leaves_out_are_refused_with_what_to_do(
+    template_of, messages, tools, advice
+):
+    """Llama's: beside tools it takes the first message for a string, and results of tools always."""
+    conversation = Conversation(messages=messages, tools=tools)
+    with pytest.raises(InvalidRequestError, match=advice) as caught:
+        template_of(LLAMA).token_ids(conversation, [PLACEHOLDER])
+    assert caught.value.param == "messages"
+
+
 def test_tools_calls_and_results_equal_huggingface(template_of):
     template = template_of(HERMES)
     tool = json.loads(json.dumps(TOOL).replace("<|im_end|>", "im_end"))

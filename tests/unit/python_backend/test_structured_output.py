@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -144,6 +145,8 @@ def test_rows_with_and_without_a_grammar_do_not_disturb_each_other():
         schema({"type": "no type"}),
         schema({"$ref": "https://example.com/schema.json"}),
         schema({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}),
+        schema(json.loads('{"items":' * 150 + "{}" + "}" * 150)),
+        schema({"maximum": math.inf}),
         Grammar("regex", "("),
         Grammar("regex", r"(a)\1"),
         Grammar("grammar", "start: missing"),
