@@ -55,6 +55,7 @@ class PromptTokensDetails(AnswerFields):
     cached_tokens: int
     audio_tokens: int
     image_tokens: int
+    video_tokens: int
     text_tokens: int
 
 
@@ -502,6 +503,7 @@ class ModelCard(AnswerFields):
     max_images: int | None
     calls_tools: bool
     reasons: bool
+    takes_videos: bool
 
 
 class ModelList(AnswerFields):

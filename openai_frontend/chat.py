@@ -20,7 +20,9 @@ from openai_frontend.media import MediaLoader
 from openai_frontend.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
+    ConversationFields,
     GenerationFields,
+    Message,
     Tool,
 )
 from openai_frontend.record import RequestRecord
@@ -37,6 +39,7 @@ from openai_frontend.tokenize_requests import DetokenizeRequest, TokenizeRequest
 from openai_frontend.tool_parser import ToolCallParser
 from openai_frontend.tools import callable_tools, tool_grammar
 from openai_frontend.validation import parse_body
+from openai_frontend.videos import set_sampling
 from python_backend.errors import EngineError, InvalidRequestError, VlmError
 from python_backend.tool_calls import ToolFormat
 
@@ -144,7 +147,7 @@ class ChatService:
             VlmError: the request is wrong, or Triton cannot be asked.
         """
         request = parse_body(body, CountTokensRequest).to_chat()
-        prompt, sources = to_prompt(request.messages, callable_tools(request))
+        prompt, sources = self._to_prompt(request, request.messages, callable_tools(request))
         model = await self._find_model(request.model, prompt, sources)
         return len(await self._tokenize(model, prompt, sources, record))
 
@@ -158,8 +161,7 @@ class ChatService:
         prompt: dict[str, Any] = {"prompt": request.prompt}
         sources: Sequence[ImageSource] = ()
         if request.messages is not None:
-            prompt, sources = to_prompt(request.messages)
-            prompt |= request.prompt_options()
+            prompt, sources = self._to_prompt(request, request.messages)
         model = await self._find_model(request.model, prompt, sources)
         token_ids = await self._tokenize(model, prompt, sources, record)
         return {
@@ -272,11 +274,17 @@ class ChatService:
         record: RequestRecord,
     ) -> Generation:
         tools = callable_tools(request)
-        prompt, sources = to_prompt(request.messages, tools)
-        prompt |= request.prompt_options()
+        prompt, sources = self._to_prompt(request, request.messages, tools)
         return await self._prepare(
             request, prompt, "messages", sources, answer_type, record, tools=tools
         )
+
+    def _to_prompt(
+        self, request: ConversationFields, messages: Sequence[Message], tools: Sequence[Tool] = ()
+    ) -> tuple[dict[str, Any], list[ImageSource]]:
+        prompt, sources = to_prompt(messages, tools)
+        set_sampling(prompt, request.media_io_kwargs, self._settings)
+        return prompt | request.prompt_options(), sources
 
     async def _prepare(
         self,
@@ -347,6 +355,13 @@ class ChatService:
                 param=sources[0].param,
             )
         _check_capabilities(prompt, model)
+        video = next((source for source in sources if source.kind != "image"), None)
+        if video is not None and not model.takes_videos:
+            raise InvalidRequestError(
+                f"The model `{model.id}` takes no videos: send pictures, or ask a model that takes videos.",
+                code="unsupported_value",
+                param=video.param,
+            )
         return model
 
     async def _deltas(self, generation: Generation, tally: _Tally) -> AsyncGenerator[Delta, None]:
@@ -436,6 +451,7 @@ class _Tally:
             reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
             draft_tokens=sum(usage.draft_tokens for usage in usages),
             accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in usages),
+            video_tokens=first.video_tokens,
         )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pydantic_core
 
-from openai_frontend.protocol import ContentPart, ImagePart, Message, Tool, ToolCall
+from openai_frontend.protocol import ContentPart, Message, TextPart, Tool, ToolCall, VideoPart
 from python_backend.errors import InvalidRequestError
 
 # Beside role and content; any of them that is null or empty is taken for absent.
@@ -19,25 +19,29 @@ _FIELDS_OF_ROLES = {
     "tool_call_id": "tool",
 }
 _ROLES_WITH_IMAGES = ("user", "tool")
+_FRAMES = "data:video/jpeg;base64,"
+"""vLLM's form of a video that needs no decoder: its frames, with commas between them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSource:
-    """Where one image of the prompt comes from.
+    """Where one image or video of the prompt comes from.
 
     Attributes:
         url: `http:`, `https:`, `data:` or `file:` URL as the client wrote it.
         param: path of that URL in the request, for error messages.
+        kind: a picture by itself, a video file, or a picture that is a frame of a video.
     """
 
     url: str
     param: str
+    kind: Literal["image", "video", "frame"] = "image"
 
 
 def to_prompt(
     messages: Sequence[Message], tools: Sequence[Tool] = ()
 ) -> tuple[dict[str, Any], list[ImageSource]]:
-    """The PROMPT JSON of a conversation and its images; the i-th image part is the i-th image.
+    """The PROMPT JSON of a conversation and its images and videos, in the order of their parts.
 
     The results of several calls come in the order of the calls, by which a chat template tells them apart.
 
@@ -91,24 +95,39 @@ def _check_fields(message: Message, path: str) -> None:
         )
 
 
-def _content(message: Message, path: str, images: list[ImageSource]) -> str | list[dict[str, str]]:
+def _content(message: Message, path: str, images: list[ImageSource]) -> str | list[dict[str, Any]]:
     """The content for the chat template; its images are added to `images`."""
     if message.content is None or isinstance(message.content, str):
         return message.content or ""
 
-    def to_part(part: ContentPart, path: str) -> dict[str, str]:
-        if not isinstance(part, ImagePart):
+    def to_part(part: ContentPart, path: str) -> dict[str, Any]:
+        if isinstance(part, TextPart):
             return {"type": "text", "text": part.text}
         if message.role not in _ROLES_WITH_IMAGES:
             raise InvalidRequestError(
-                "Images are only allowed in messages of the user and of tools, not of the "
+                "Images and videos are only allowed in messages of the user and of tools, not of the "
                 f"{message.role}.",
                 param=path,
             )
+        if isinstance(part, VideoPart):
+            video, sources = read_video(part.video_url.url, f"{path}.video_url.url")
+            images.extend(sources)
+            return video
         images.append(ImageSource(url=part.image_url.url, param=f"{path}.image_url.url"))
         return {"type": "image", "detail": part.image_url.detail}
 
     return [to_part(part, f"{path}.content[{j}]") for j, part in enumerate(message.content)]
+
+
+def read_video(url: str, param: str) -> tuple[dict[str, Any], list[ImageSource]]:
+    """A video as a part of the PROMPT JSON, and the file, or the frames, that it is made of."""
+    if url[: len(_FRAMES)].lower() != _FRAMES:
+        return {"type": "video"}, [ImageSource(url=url, param=param, kind="video")]
+    frames = [
+        ImageSource(url=f"data:image/jpeg;base64,{frame}", param=param, kind="frame")
+        for frame in url[len(_FRAMES) :].split(",")
+    ]
+    return {"type": "video", "is_frames": True, "num_frames": len(frames)}, frames
 
 
 def _call(call: ToolCall, path: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From the image URLs of a request to checked image files.
+"""From the image and video URLs of a request to checked files.
 
 Everything that can be checked without opening a connection is checked first, for all images, so
 that a refused request costs nothing (CVE-2026-100650). The sum of the bytes of a request has a
@@ -22,7 +22,7 @@ from openai_frontend.local_files import LocalFiles, is_file_url
 from openai_frontend.settings import Settings
 from python_backend.errors import InvalidImageError, InvalidRequestError
 
-_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+(?:;[^,;]*)*;base64,", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:(image|video)/[a-z0-9.+-]+(?:;[^,;]*)*;base64,", re.IGNORECASE)
 _MAX_DATA_HEADER_CHARS = 256
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 
@@ -40,7 +40,7 @@ class Fetcher(Protocol):
 
 
 class MediaLoader:
-    """Loads the images of one request within its limits."""
+    """Loads the images and videos of one request within its limits."""
 
     def __init__(self, settings: Settings, fetcher: Fetcher) -> None:
         self._settings = settings
@@ -50,10 +50,10 @@ class MediaLoader:
     async def load(
         self, sources: Sequence[ImageSource], model_max_images: int | None
     ) -> list[bytes]:
-        """The image files of a request, in order; the same URL twice is fetched once.
+        """The files of a request, in order; the same URL twice is fetched once.
 
         Args:
-            sources: where the images are.
+            sources: where the images and videos are.
             model_max_images: limit of the model, if it has one.
 
         Raises:
@@ -62,26 +62,27 @@ class MediaLoader:
         max_images = self._settings.max_images
         if model_max_images is not None:
             max_images = min(max_images, model_max_images)
-        if len(sources) > max_images:
+        num_images = sum(source.kind == "image" for source in sources)
+        if num_images > max_images:
             raise InvalidRequestError(
                 f"At most {max_images} image(s) may be provided in one request, "
-                f"but got {len(sources)}.",
+                f"but got {num_images}.",
                 param="messages",
             )
         for source in sources:
             with _blamed_on(source):
                 self._check_url(source.url)
         budget = _ByteBudget(self._settings.max_total_image_bytes)
-        files: dict[str, bytes] = {}
+        files: dict[tuple[str, bool], bytes] = {}
         for source in sources:
-            if _is_data_url(source.url) and source.url not in files:
+            if _is_data_url(source.url) and _key(source) not in files:
                 with _blamed_on(source):
-                    files[source.url] = _decode_data_url(source.url)
-                    budget.take(len(files[source.url]))
-                    check_format(files[source.url])
-        others = {source.url: source for source in sources if not _is_data_url(source.url)}
+                    files[_key(source)] = data = _decode_data_url(source)
+                    budget.take(len(data))
+                    _check_kind(data, source)
+        others = {_key(source): source for source in sources if not _is_data_url(source.url)}
         files |= await self._fetch_all(list(others.values()), budget)
-        images = [files[source.url] for source in sources]
+        images = [files[_key(source)] for source in sources]
         # Again over all of them: what was loaded once is sent as often as it is used.
         _ByteBudget(self._settings.max_total_image_bytes).take(sum(map(len, images)))
         return images
@@ -99,12 +100,12 @@ class MediaLoader:
 
     async def _fetch_all(
         self, sources: Sequence[ImageSource], budget: _ByteBudget
-    ) -> dict[str, bytes]:
+    ) -> dict[tuple[str, bool], bytes]:
         async def fetch(source: ImageSource) -> bytes:
             with _blamed_on(source):
                 read = self._local_files.read if is_file_url(source.url) else self._fetcher.fetch
                 data = await read(source.url, budget.take)
-                check_format(data)
+                _check_kind(data, source)
                 return data
 
         try:
@@ -113,11 +114,11 @@ class MediaLoader:
         except BaseExceptionGroup as errors:
             # The first failure cancels the other downloads; the client hears about that one.
             raise errors.exceptions[0] from None
-        return {source.url: task.result() for source, task in zip(sources, tasks, strict=True)}
+        return {_key(source): task.result() for source, task in zip(sources, tasks, strict=True)}
 
 
 class _ByteBudget:
-    """Counts the bytes of all images of a request."""
+    """Counts the bytes of all images and videos of a request."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -157,14 +158,42 @@ def check_format(data: bytes) -> None:
         )
 
 
+def check_video_format(data: bytes) -> None:
+    """Refuse files that do not start like an MP4 or a WebM file.
+
+    Raises:
+        InvalidImageError: the file is empty or something else.
+    """
+    if not data:
+        raise InvalidImageError("The video file is empty.", code="empty_video_file")
+    if data[4:8] != b"ftyp" and not data.startswith(b"\x1aE\xdf\xa3"):
+        raise InvalidImageError(
+            "The video is not an MP4 or WebM file; convert it, or send frames as "
+            "data:video/jpeg;base64,<frame>,<frame>.",
+            code="invalid_video_format",
+        )
+
+
+def _check_kind(data: bytes, source: ImageSource) -> None:
+    check = check_video_format if source.kind == "video" else check_format
+    check(data)
+
+
+def _key(source: ImageSource) -> tuple[str, bool]:
+    """What one file is loaded for: a picture and a video are checked otherwise."""
+    return source.url, source.kind == "video"
+
+
 def _is_data_url(url: str) -> bool:
     return url[:5].lower() == "data:"
 
 
-def _decode_data_url(url: str) -> bytes:
+def _decode_data_url(source: ImageSource) -> bytes:
+    url = source.url
     match = _DATA_URL.match(url[:_MAX_DATA_HEADER_CHARS])
-    if match is None:
-        raise refused("a data: URL must look like 'data:image/png;base64,...'")
+    if match is None or (match[1].lower() == "video") != (source.kind == "video"):
+        example = "video/mp4" if source.kind == "video" else "image/png"
+        raise refused(f"a data: URL must look like 'data:{example};base64,...'")
     try:
         return binascii.a2b_base64(url[match.end() :].encode("ascii"), strict_mode=True)
     except ValueError:
@@ -177,9 +206,12 @@ def _decode_data_url(url: str) -> bytes:
 
 @contextmanager
 def _blamed_on(source: ImageSource) -> Iterator[None]:
-    """Add the path of the image to errors from inside."""
+    """Add the path of the image to errors from inside, and call it a video if it is one."""
     try:
         yield
     except InvalidRequestError as error:
         error.param = error.param or source.param
+        if source.kind == "video":
+            error.message = re.sub("image(?!/)", "video", error.message)
+            error.code = (error.code or "").replace("image", "video")
         raise
