@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, GenerationConfig
+from transformers.image_utils import SizeDict
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
@@ -93,20 +94,11 @@ def qwen_video_processor() -> Any:
 
 
 def _qwen_videos(checkpoint: Path, videos: Sequence[Mapping[str, Any]]) -> Inputs:
-    """Frames are resized by the processor of pictures: the one of videos has torchvision do it."""
     processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
     patch, merge, depth = processor.patch_size, processor.merge_size, processor.temporal_patch_size
     pixels, grids = [], []
     for video in videos:
-        frames = []
-        for file in video["video"]:
-            frame = np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).transpose(2, 0, 1)
-            frame = processor.resize(
-                frame, size=processor.size, resample=processor.resample, factor=patch * merge
-            )
-            frame = processor.rescale(frame, processor.rescale_factor)
-            frames.append(processor.normalize(frame, processor.image_mean, processor.image_std))
-        batch = torch.from_numpy(np.stack(frames)[None].astype(np.float32))
+        batch = _frames(processor, video, size=processor.size, factor=patch * merge)[None]
         patches, *grid = qwen_video_processor().patchify(None, batch, patch, merge, depth)
         pixels.append(patches[0])
         grids.append(grid)
@@ -132,9 +124,20 @@ class _LlavaOnevisionProcessor(LlavaOnevisionProcessor):
 
 
 def _llava_onevision(
-    checkpoint: Path, config: Any, tokenizer: Any, text: str, images: list[Image.Image]
+    checkpoint: Path,
+    config: Any,
+    tokenizer: Any,
+    text: str,
+    images: list[Image.Image],
+    videos: Sequence[Mapping[str, Any]] = (),
 ) -> Inputs:
     vision = config["vision_config"]
+    side = vision["image_size"]
+    pooled = -(-(side // vision["patch_size"]) // 2)
+    for video in videos:
+        num_tokens = len(video["video"]) * pooled**2 + 1
+        text = text.replace("<video>", "<placeholder>" * num_tokens, 1)
+    text = text.replace("<placeholder>", "<video>")
     processor = _LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessorPil.from_pretrained(checkpoint),
         tokenizer=tokenizer,
@@ -143,8 +146,25 @@ def _llava_onevision(
         vision_feature_select_strategy="full",
         vision_aspect_ratio=config["vision_aspect_ratio"],
     )
+    processor.video_token = None  # they are in the text already
     inputs = processor(text=[text], images=[images] if images else None, return_tensors="pt")
-    return {name: inputs[name] for name in inputs if name != "attention_mask"}
+    inputs = {name: inputs[name] for name in inputs if name != "attention_mask"}
+    if videos:
+        size = SizeDict(height=side, width=side)
+        frames = [_frames(processor.image_processor, video, size=size) for video in videos]
+        inputs["pixel_values_videos"] = torch.stack(frames)
+    return inputs
+
+
+def _frames(processor: Any, video: Mapping[str, Any], **resizing: Any) -> torch.Tensor:
+    """Frames [F, C, H, W] resized by the processor of pictures: the one of videos has torchvision do it."""
+    frames = []
+    for file in video["video"]:
+        frame = np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).transpose(2, 0, 1)
+        frame = processor.resize(frame, resample=processor.resample, **resizing)
+        frame = processor.rescale(frame, processor.rescale_factor)
+        frames.append(processor.normalize(frame, processor.image_mean, processor.image_std))
+    return torch.from_numpy(np.stack(frames).astype(np.float32))
 
 
 def _gemma3(
