@@ -25,7 +25,7 @@ from benchmarks.summary import Burst
 from benchmarks.worker import Worker
 from benchmarks.workload import Load, Workload
 from builders.options import BuildOptions
-from triton_vlm.doctor.gpu import Gpu
+from python_backend.gpu import Gpu
 from triton_vlm.model_source import DEFAULT_CHECKPOINT
 from triton_vlm.stack import ServingStack
 

@@ -205,6 +205,7 @@ def _build_into(
         manifest,
         tool_format=family.template.tool_format,
         reasoning_marks=family.template.reasoning_marks,
+        takes_videos=family.video_token_id is not None,
     )
     write_repository(staging, manifest, family.encoder_tensors)
     return manifest

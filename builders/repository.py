@@ -117,6 +117,7 @@ def _ensemble(manifest: Manifest, encoder_tensors: tuple[TensorSpec, ...]) -> st
                 names.PARAM_MAX_IMAGES: str(manifest.max_images),
                 **({names.PARAM_TOOL_FORMAT: manifest.tool_format} if manifest.tool_format else {}),
                 **({names.PARAM_REASONS: "true"} if manifest.reasoning_marks else {}),
+                **({names.PARAM_TAKES_VIDEOS: "true"} if manifest.takes_videos else {}),
             }
         )
     )

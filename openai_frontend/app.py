@@ -81,7 +81,7 @@ def create_app(
     app.state.responses = ResponseStore(settings)
     media = MediaLoader(settings, fetcher, ImageStore(settings, metrics.image_looked_up))
     app.state.service = ChatService(settings, backend, media, app.state.responses)
-    app.state.tokenization = Tokenization(backend, media)
+    app.state.tokenization = Tokenization(settings, backend, media)
     app.state.probe = GenerationProbe(backend, settings.probe_timeout_s)
     page = page_router(settings)
     app.include_router(router)

@@ -25,6 +25,7 @@ class ModelInfo:
         max_images: images allowed in one prompt, if Triton tells; 0 for a model that reads text only.
         tool_format: how it writes tool calls; None if it takes no tools.
         reasons: whether it reasons before it answers.
+        takes_videos: whether a prompt may have any.
     """
 
     id: str
@@ -35,6 +36,7 @@ class ModelInfo:
     max_images: int | None = None
     tool_format: ToolFormat | None = None
     reasons: bool = False
+    takes_videos: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,7 @@ class Usage:
         prompt_tokens: tokens of the prompt, image tokens included.
         completion_tokens: tokens generated for the choice.
         image_tokens: those of the prompt tokens that stand for images.
+        video_tokens: those that stand for videos.
         cached_tokens: those of the prompt tokens that were reused from the KV cache.
         reasoning_tokens: those of the completion tokens that are reasoning.
         draft_tokens: tokens that the engine guessed for the choice.
@@ -58,6 +61,7 @@ class Usage:
     reasoning_tokens: int = 0
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
+    video_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

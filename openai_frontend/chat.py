@@ -17,11 +17,12 @@ from openai_frontend.anthropic_messages import in_client_words as in_anthropics_
 from openai_frontend.backend import Backend
 from openai_frontend.chat_answers import ChatAnswer
 from openai_frontend.completion_answers import CompletionAnswer
-from openai_frontend.conversation import ImageSource, to_prompt
+from openai_frontend.conversation import ImageSource
 from openai_frontend.error_fields import fields_called
 from openai_frontend.generation import Generation, Tally, deltas_of
 from openai_frontend.media import MediaLoader
 from openai_frontend.model_choice import find_model, to_chat
+from openai_frontend.prompts import prompt_of
 from openai_frontend.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -170,8 +171,7 @@ class ChatService:
         record: RequestRecord,
     ) -> Generation:
         tools = callable_tools(request)
-        prompt, sources = to_prompt(request.messages, tools)
-        prompt |= request.prompt_options()
+        prompt, sources = prompt_of(request, request.messages, self._settings, tools)
         return await self._prepare(
             request, prompt, "messages", sources, answer_type, record, tools=tools
         )

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pydantic_core
 
-from openai_frontend.protocol import ContentPart, ImagePart, ImageUrl, Message, Tool, ToolCall
+from openai_frontend.protocol import (
+    ContentPart,
+    ImageUrl,
+    Message,
+    TextPart,
+    Tool,
+    ToolCall,
+    VideoPart,
+)
 from openai_frontend.validation import is_finite
 from python_backend.errors import InvalidRequestError
 
@@ -20,26 +28,32 @@ _FIELDS_OF_ROLES = {
     "tool_call_id": "tool",
 }
 _ROLES_WITH_IMAGES = ("user", "tool")
+_FRAMES = "data:video/jpeg;base64,"
+"""vLLM's form of a video that needs no decoder: its frames, with commas between them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSource:
-    """Where one image of the prompt comes from.
+    """Where one image or video of the prompt comes from.
 
     Attributes:
         url: `http:`, `https:`, `data:` or `file:` URL as the client wrote it; None: what `uuid` stands for.
         uuid: the client's own name for the image, if it gave one.
-        path: of the image's part in the request, for error messages.
+        path: of the part in the request, for error messages.
+        kind: a picture by itself, a video file, or a picture that is a frame of a video.
     """
 
     url: str | None
     uuid: str | None = None
     path: str
+    kind: Literal["image", "video", "frame"] = "image"
 
     @property
     def param(self) -> str:
-        """Path of what tells where the image is."""
-        return self.uuid_param if self.url is None else f"{self.path}.image_url.url"
+        """Path of what tells where the image or video is."""
+        if self.url is None:
+            return self.uuid_param
+        return f"{self.path}.{'image_url' if self.kind == 'image' else 'video_url'}.url"
 
     @property
     def uuid_param(self) -> str:
@@ -50,7 +64,7 @@ class ImageSource:
 def to_prompt(
     messages: Sequence[Message], tools: Sequence[Tool] = ()
 ) -> tuple[dict[str, Any], list[ImageSource]]:
-    """The PROMPT JSON of a conversation and its images; the i-th image part is the i-th image.
+    """The PROMPT JSON of a conversation and its images and videos, in the order of their parts.
 
     The results of several calls come in the order of the calls, by which a chat template tells them apart.
 
@@ -106,20 +120,24 @@ def _missing(param: str) -> InvalidRequestError:
     )
 
 
-def _content(message: Message, path: str, images: list[ImageSource]) -> str | list[dict[str, str]]:
+def _content(message: Message, path: str, images: list[ImageSource]) -> str | list[dict[str, Any]]:
     """The content for the chat template; its images are added to `images`."""
     if message.content is None or isinstance(message.content, str):
         return message.content or ""
 
-    def to_part(part: ContentPart, path: str) -> dict[str, str]:
-        if not isinstance(part, ImagePart):
+    def to_part(part: ContentPart, path: str) -> dict[str, Any]:
+        if isinstance(part, TextPart):
             return {"type": "text", "text": part.text}
         if message.role not in _ROLES_WITH_IMAGES:
             raise InvalidRequestError(
-                "Images are only allowed in messages of the user and of tools, not of the "
+                "Images and videos are only allowed in messages of the user and of tools, not of the "
                 f"{message.role}.",
                 param=path,
             )
+        if isinstance(part, VideoPart):
+            video, sources = read_video(part.video_url.url, path)
+            images.extend(sources)
+            return video
         image_url = part.image_url or ImageUrl()
         if image_url.url is None and part.uuid is None:
             param = f"{path}.image_url" if part.image_url is None else f"{path}.image_url.url"
@@ -128,6 +146,17 @@ def _content(message: Message, path: str, images: list[ImageSource]) -> str | li
         return {"type": "image", "detail": image_url.detail}
 
     return [to_part(part, f"{path}.content[{j}]") for j, part in enumerate(message.content)]
+
+
+def read_video(url: str, path: str) -> tuple[dict[str, Any], list[ImageSource]]:
+    """A video as a part of the PROMPT JSON, and the file, or the frames, that it is made of."""
+    if url[: len(_FRAMES)].lower() != _FRAMES:
+        return {"type": "video"}, [ImageSource(url=url, path=path, kind="video")]
+    frames = [
+        ImageSource(url=f"data:image/jpeg;base64,{frame}", path=path, kind="frame")
+        for frame in url[len(_FRAMES) :].split(",")
+    ]
+    return {"type": "video", "is_frames": True, "num_frames": len(frames)}, frames
 
 
 def _call(call: ToolCall, path: str) -> dict[str, Any]:

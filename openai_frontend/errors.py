@@ -156,6 +156,9 @@ INVALID_REQUEST_CODES = (
     *("invalid_image_url", "failed_to_download_image", "image_file_not_found"),
     *("invalid_base64_image", "empty_image_file", "invalid_image_format", "image_file_too_large"),
     *("invalid_image", "image_parse_error", "image_too_small", "image_too_large"),
+    *("invalid_video_url", "failed_to_download_video", "video_file_not_found"),
+    *("invalid_base64_video", "empty_video_file", "invalid_video_format", "video_file_too_large"),
+    *("video_parse_error", "video_too_large"),
 )
 # Of errors that the routing itself raises.
 _HTTP_ERROR_CODES = {404: "unknown_url", 405: "method_not_supported"}

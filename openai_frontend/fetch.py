@@ -31,7 +31,7 @@ async def resolve(host: str, port: int) -> Sequence[str]:
 
 
 class MediaFetcher:
-    """Fetches images from URLs that clients give."""
+    """Fetches images and videos from URLs that clients give."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class MediaFetcher:
                 url.copy_with(host=address),
                 headers={
                     "host": url.netloc.decode("ascii"),
-                    "accept": "image/*",
+                    "accept": "image/*,video/*",
                     # A compressed body could unpack to more than the limit.
                     "accept-encoding": "identity",
                     "connection": "close",

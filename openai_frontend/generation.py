@@ -116,6 +116,7 @@ class Tally:
             prompt_tokens=first.prompt_tokens,
             completion_tokens=sum(usage.completion_tokens for usage in usages),
             image_tokens=first.image_tokens,
+            video_tokens=first.video_tokens,
             cached_tokens=first.cached_tokens,
             reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
             draft_tokens=sum(usage.draft_tokens for usage in usages),

@@ -1,4 +1,4 @@
-"""From the image URLs of a request to checked image files.
+"""From the image and video URLs of a request to checked files.
 
 Everything that can be checked without opening a connection is checked first, for all images, so
 that a refused request costs nothing (CVE-2026-100650). The sum of the bytes of a request has a
@@ -24,8 +24,10 @@ from openai_frontend.local_files import LocalFiles, is_file_url
 from openai_frontend.settings import Settings
 from python_backend.errors import InvalidImageError, InvalidRequestError
 
-_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+(?:;[^,;]*)*;base64,", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:(image|video)/[a-z0-9.+-]+(?:;[^,;]*)*;base64,", re.IGNORECASE)
 _MAX_DATA_HEADER_CHARS = 256
+_Key = tuple[str, bool]
+"""A URL, and whether it is that of a video: the two are checked otherwise."""
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 
 
@@ -42,7 +44,7 @@ class Fetcher(Protocol):
 
 
 class MediaLoader:
-    """Loads the images of one request within its limits."""
+    """Loads the images and videos of one request within its limits."""
 
     def __init__(self, settings: Settings, fetcher: Fetcher, store: ImageStore) -> None:
         self._settings = settings
@@ -53,10 +55,10 @@ class MediaLoader:
     async def load(
         self, sources: Sequence[ImageSource], model_max_images: int | None, owner: ApiKey | None
     ) -> list[bytes]:
-        """The image files of a request, in order; the same URL twice is fetched once.
+        """The files of a request, in order; the same URL twice is fetched once.
 
         Args:
-            sources: where the images are.
+            sources: where the images and videos are.
             model_max_images: limit of the model, if it has one.
             owner: whose images a uuid may stand for.
 
@@ -66,32 +68,36 @@ class MediaLoader:
         max_images = self._settings.max_images
         if model_max_images is not None:
             max_images = min(max_images, model_max_images)
-        if len(sources) > max_images:
+        num_images = sum(source.kind == "image" for source in sources)
+        if num_images > max_images:
             raise InvalidRequestError(
                 f"At most {max_images} image(s) may be provided in one request, "
-                f"but got {len(sources)}.",
+                f"but got {num_images}.",
                 param="messages",
             )
         places = self._store.locate(owner, sources)
-        linked: dict[str, ImageSource] = {}
+        linked: dict[_Key, ImageSource] = {}
         for source in sources:
             if source.url is not None:
-                linked.setdefault(source.url, source)
-        for url, source in linked.items():
+                linked.setdefault((source.url, source.kind == "video"), source)
+        for (url, _), source in linked.items():
             with _blamed_on(source):
                 self._check_url(url)
         budget = _ByteBudget(self._settings.max_total_image_bytes)
         budget.take(sum(len(place) for place in places if isinstance(place, bytes)))
-        files: dict[str, bytes] = {}
-        for url, source in linked.items():
-            if _is_data_url(url):
+        files: dict[_Key, bytes] = {}
+        for key, source in linked.items():
+            if _is_data_url(key[0]):
                 with _blamed_on(source):
-                    files[url] = _decode_data_url(url)
-                    budget.take(len(files[url]))
-                    check_format(files[url])
-        others = {url: source for url, source in linked.items() if url not in files}
+                    files[key] = _decode_data_url(*key)
+                    budget.take(len(files[key]))
+                    _check_kind(files[key], source)
+        others = {key: source for key, source in linked.items() if key not in files}
         files |= await self._fetch_all(others, budget)
-        images = [place if isinstance(place, bytes) else files[place] for place in places]
+        images = [
+            place if isinstance(place, bytes) else files[place, source.kind == "video"]
+            for place, source in zip(places, sources, strict=True)
+        ]
         # Again over all of them: what was loaded once is sent as often as it is used.
         _ByteBudget(self._settings.max_total_image_bytes).take(sum(map(len, images)))
         self._store.keep(owner, sources, images)
@@ -109,26 +115,26 @@ class MediaLoader:
             raise too_large(self._settings.max_image_bytes)
 
     async def _fetch_all(
-        self, linked: Mapping[str, ImageSource], budget: _ByteBudget
-    ) -> dict[str, bytes]:
+        self, linked: Mapping[_Key, ImageSource], budget: _ByteBudget
+    ) -> dict[_Key, bytes]:
         async def fetch(url: str, source: ImageSource) -> bytes:
             with _blamed_on(source):
                 read = self._local_files.read if is_file_url(url) else self._fetcher.fetch
                 data = await read(url, budget.take)
-                check_format(data)
+                _check_kind(data, source)
                 return data
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = {url: group.create_task(fetch(url, linked[url])) for url in linked}
+                tasks = {key: group.create_task(fetch(key[0], linked[key])) for key in linked}
         except BaseExceptionGroup as errors:
             # The first failure cancels the other downloads; the client hears about that one.
             raise errors.exceptions[0] from None
-        return {url: task.result() for url, task in tasks.items()}
+        return {key: task.result() for key, task in tasks.items()}
 
 
 class _ByteBudget:
-    """Counts the bytes of all images of a request."""
+    """Counts the bytes of all images and videos of a request."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -168,14 +174,36 @@ def check_format(data: bytes) -> None:
         )
 
 
+def check_video_format(data: bytes) -> None:
+    """Refuse files that do not start like an MP4 or a WebM file.
+
+    Raises:
+        InvalidImageError: the file is empty or something else.
+    """
+    if not data:
+        raise InvalidImageError("The video file is empty.", code="empty_video_file")
+    if data[4:8] != b"ftyp" and not data.startswith(b"\x1aE\xdf\xa3"):
+        raise InvalidImageError(
+            "The video is not an MP4 or WebM file; convert it, or send frames as "
+            "data:video/jpeg;base64,<frame>,<frame>.",
+            code="invalid_video_format",
+        )
+
+
+def _check_kind(data: bytes, source: ImageSource) -> None:
+    check = check_video_format if source.kind == "video" else check_format
+    check(data)
+
+
 def _is_data_url(url: str) -> bool:
     return url[:5].lower() == "data:"
 
 
-def _decode_data_url(url: str) -> bytes:
+def _decode_data_url(url: str, is_video: bool) -> bytes:
     match = _DATA_URL.match(url[:_MAX_DATA_HEADER_CHARS])
-    if match is None:
-        raise refused("a data: URL must look like 'data:image/png;base64,...'")
+    if match is None or (match[1].lower() == "video") != is_video:
+        example = "video/mp4" if is_video else "image/png"
+        raise refused(f"a data: URL must look like 'data:{example};base64,...'")
     try:
         return binascii.a2b_base64(url[match.end() :].encode("ascii"), strict_mode=True)
     except ValueError:
@@ -188,9 +216,12 @@ def _decode_data_url(url: str) -> bytes:
 
 @contextmanager
 def _blamed_on(source: ImageSource) -> Iterator[None]:
-    """Add the path of the image to errors from inside."""
+    """Add the path of the image to errors from inside, and call it a video if it is one."""
     try:
         yield
     except InvalidRequestError as error:
         error.param = error.param or source.param
+        if source.kind == "video":
+            error.message = re.sub("image(?!/)", "video", error.message)
+            error.code = (error.code or "").replace("image", "video")
         raise

@@ -33,6 +33,13 @@ async def find_model(
             param=sources[0].param,
         )
     _check_capabilities(prompt, model)
+    video = next((source for source in sources if source.kind != "image"), None)
+    if video is not None and not model.takes_videos:
+        raise InvalidRequestError(
+            f"The model `{model.id}` takes no videos: send pictures, or ask a model that takes videos.",
+            code="unsupported_value",
+            param=video.param,
+        )
     return model
 
 

@@ -18,6 +18,7 @@ from python_backend.tensor_names import (
     PARAM_MAX_MODEL_LEN,
     PARAM_REASONS,
     PARAM_SERVED_NAME,
+    PARAM_TAKES_VIDEOS,
     PARAM_TOOL_FORMAT,
 )
 from python_backend.tool_calls import FORMATS
@@ -108,6 +109,7 @@ class ModelDirectory:
             max_images=_int_or_none(parameters.get(PARAM_MAX_IMAGES)),
             tool_format=FORMATS.get(parameters.get(PARAM_TOOL_FORMAT, "")),
             reasons=parameters.get(PARAM_REASONS) == "true",
+            takes_videos=parameters.get(PARAM_TAKES_VIDEOS) == "true",
         )
 
 

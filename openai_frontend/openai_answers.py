@@ -177,7 +177,8 @@ def usage_json(usage: Usage) -> dict[str, Any]:
             "cached_tokens": usage.cached_tokens,
             "audio_tokens": 0,
             "image_tokens": usage.image_tokens,
-            "text_tokens": usage.prompt_tokens - usage.image_tokens,
+            "video_tokens": usage.video_tokens,
+            "text_tokens": usage.prompt_tokens - usage.image_tokens - usage.video_tokens,
         },
         "completion_tokens_details": {
             "reasoning_tokens": usage.reasoning_tokens,

@@ -71,6 +71,19 @@ class ImagePart(Fields):
     uuid: str | None = Field(None, pattern=r"^[!-~]{1,256}$")
 
 
+class VideoUrl(Fields):
+    """Where a video is."""
+
+    url: str = Field(min_length=1)
+
+
+class VideoPart(Fields):
+    """A video inside a message."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
 # The tags in angle brackets keep pydantic's error locations apart from what the client wrote.
 
 
@@ -107,8 +120,10 @@ def text_or_list(things: str) -> Discriminator:
 
 
 ContentPart = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
-    by_type("Content parts", "text", "image_url"),
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image_url>")]
+    | Annotated[VideoPart, Tag("<video_url>")],
+    by_type("Content parts", "text", "image_url", "video_url"),
 ]
 Content = Annotated[
     Annotated[str, Tag("<text>")]
@@ -192,6 +207,19 @@ class MmProcessorKwargs(Fields):
         return self
 
 
+class VideoIoKwargs(Fields):
+    """Which frames of a video are looked at; the server's limits hold."""
+
+    num_frames: int | None = Field(None, ge=1, le=_MAX_INT32)
+    fps: float | None = Field(None, ge=0.01, le=100)
+
+
+class MediaIoKwargs(Fields):
+    """How media are read; images are read in one way."""
+
+    video: VideoIoKwargs | None = None
+
+
 class ConversationFields(Fields):
     """How a conversation becomes a prompt."""
 
@@ -199,6 +227,7 @@ class ConversationFields(Fields):
     continue_final_message: bool | None = None
     chat_template_kwargs: ChatTemplateKwargs | None = None
     mm_processor_kwargs: MmProcessorKwargs | None = None
+    media_io_kwargs: MediaIoKwargs | None = None
 
     @model_validator(mode="after")
     def _check_end(self) -> ConversationFields:
@@ -210,8 +239,9 @@ class ConversationFields(Fields):
         return self
 
     def prompt_options(self) -> dict[str, Any]:
-        """What the client set, as members of the PROMPT JSON."""
-        options = self.model_dump(include=set(ConversationFields.model_fields), exclude_none=True)
+        """What the client set, as members of the PROMPT JSON; video parts have `media_io_kwargs`."""
+        names = ConversationFields.model_fields.keys() - {"media_io_kwargs"}
+        options = self.model_dump(include=names, exclude_none=True)
         if self.continue_final_message:
             options["add_generation_prompt"] = False
         return {name: value for name, value in options.items() if value != {}}

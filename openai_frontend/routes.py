@@ -225,4 +225,5 @@ def _model_json(model: ModelInfo) -> dict[str, Any]:
         "max_images": model.max_images,
         "calls_tools": model.tool_format is not None,
         "reasons": model.reasons,
+        "takes_videos": model.takes_videos,
     }

@@ -68,12 +68,14 @@ class Settings:
     max_n: int = _setting(8, "largest `n`: choices generated for one request")
 
     max_images: int = _setting(16, "most images in one request; a model may allow fewer")
-    max_image_bytes: int = _setting(20 * _MIB, "largest image file")
+    max_videos: int = _setting(1, "most videos in one request")
+    max_video_frames: int = _setting(32, "most frames of one video that are looked at")
+    max_image_bytes: int = _setting(20 * _MIB, "largest image or video file")
     max_total_image_bytes: int = _setting(
-        48 * _MIB, "largest sum of the image files of one request"
+        48 * _MIB, "largest sum of the image and video files of one request"
     )
     media_timeout_s: float = _setting(
-        10.0, "time to fetch one image: name lookup, redirects and body"
+        10.0, "time to fetch one image or video: name lookup, redirects and body"
     )
     max_media_redirects: int = _setting(3, "redirects followed for one image; each one is checked")
     max_media_connections: int = _setting(32, "images fetched at the same time by this process")

@@ -7,11 +7,13 @@ from typing import Any
 
 from openai_frontend.anthropic_messages import CountTokensRequest, in_client_words
 from openai_frontend.backend import Backend, ModelInfo
-from openai_frontend.conversation import ImageSource, to_prompt
+from openai_frontend.conversation import ImageSource
 from openai_frontend.error_fields import fields_called, prompt_called
 from openai_frontend.media import MediaLoader
 from openai_frontend.model_choice import find_model, to_chat
+from openai_frontend.prompts import prompt_of
 from openai_frontend.record import RequestRecord
+from openai_frontend.settings import Settings
 from openai_frontend.tokenize_requests import DetokenizeRequest, TokenizeRequest
 from openai_frontend.tools import callable_tools
 from openai_frontend.validation import parse_body
@@ -20,7 +22,8 @@ from openai_frontend.validation import parse_body
 class Tokenization:
     """Asks the stages what the tokens of a prompt are."""
 
-    def __init__(self, backend: Backend, media: MediaLoader) -> None:
+    def __init__(self, settings: Settings, backend: Backend, media: MediaLoader) -> None:
+        self._settings = settings
         self._backend = backend
         self._media = media
 
@@ -31,8 +34,8 @@ class Tokenization:
             VlmError: the request is wrong, or Triton cannot be asked.
         """
         request = await to_chat(self._backend, parse_body(body, CountTokensRequest))
-        prompt, sources = to_prompt(request.messages, callable_tools(request))
-        prompt |= request.prompt_options()
+        tools = callable_tools(request)
+        prompt, sources = prompt_of(request, request.messages, self._settings, tools)
         model = await find_model(self._backend, request.model, prompt, sources)
         with fields_called(in_client_words):
             return len(await self._tokenize(model, prompt, sources, record))
@@ -47,8 +50,7 @@ class Tokenization:
         prompt: dict[str, Any] = {"prompt": request.prompt}
         sources: Sequence[ImageSource] = ()
         if request.messages is not None:
-            prompt, sources = to_prompt(request.messages)
-            prompt |= request.prompt_options()
+            prompt, sources = prompt_of(request, request.messages, self._settings)
         model = await find_model(self._backend, request.model, prompt, sources)
         token_ids = await self._tokenize(model, prompt, sources, record)
         return {

@@ -21,7 +21,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "prompt_cache_retention": (),
     # Extensions of other servers that change what is generated.
     "chat_template": (),
-    "media_io_kwargs": (),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
@@ -45,6 +44,7 @@ UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
 }
 UNSUPPORTED_COMPLETION: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
     "chat_template_kwargs": (),
+    "media_io_kwargs": (),
     "mm_processor_kwargs": (),
     "suffix": (),
 }

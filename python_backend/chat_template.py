@@ -64,8 +64,8 @@ class Conversation:
 
     Attributes:
         messages: chat messages of a role and content, checked by `preprocess`; content is a string
-            or parts `{"type": "text", "text": ...}` and `{"type": "image"}`. Beside them may be what the
-            template reads of tool calls and reasoning.
+            or parts `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "video"}`. Beside them
+            may be what the template reads of tool calls and reasoning.
         tools: functions that the model may call, with `messages` only.
         prompt: raw text, in which control tokens have their meaning.
         prompt_token_ids: ready ids.
@@ -87,12 +87,14 @@ class ChatTemplate:
         placeholder_id: the token that the template writes where an image is; None for a model that reads
             text only.
         image_token_id: the token that stands for one image embedding; often the same.
+        video_token_id: the token that does both for a video; None for a model that takes none.
 
     Raises:
         BundleError: the tokenizer has no such token.
 
     Attributes:
-        image_token: the latter, as text; empty for a model that reads text only.
+        image_token: the second, as text; empty for a model that reads text only.
+        video_token: the third, as text; empty for a model that takes no videos.
     """
 
     def __init__(
@@ -100,15 +102,21 @@ class ChatTemplate:
         processor_dir: Path,
         placeholder_id: int | None = None,
         image_token_id: int | None = None,
+        video_token_id: int | None = None,
     ) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(processor_dir)
         self._plain = self._tokenizer.backend_tokenizer
         added = self._plain.get_added_tokens_decoder()
         self._special_ids = {token.content: i for i, token in added.items() if token.special}
         self._added = {token_id: token.content for token_id, token in added.items()}
-        self._image_ids = {i for i in (placeholder_id, image_token_id) if i is not None}
-        self._placeholder = "" if placeholder_id is None else self.text_of(placeholder_id)
-        self.image_token = "" if image_token_id is None else self.text_of(image_token_id)
+        image_ids = (placeholder_id, image_token_id, video_token_id)
+        self._image_ids = {i for i in image_ids if i is not None}
+        placeholder, self.image_token, self.video_token = (
+            "" if i is None else self.text_of(i) for i in image_ids
+        )
+        self._placeholders = {placeholder: "image", self.video_token: "video"}
+        self._placeholders.pop("", None)
+        self._placeholder = re.compile("|".join(map(re.escape, self._placeholders)))
         # Longest first, so that no token hides another that it begins.
         names = sorted(self._special_ids, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, names)))
@@ -235,7 +243,14 @@ class ChatTemplate:
             raise InvalidRequestError(
                 f"the model's chat template refuses this conversation: {error}", param="messages"
             ) from error
-        text = self._insert_images(text, image_texts, conversation)
+        kinds = [
+            part["type"]
+            for message in messages
+            if not isinstance(message["content"], str)
+            for part in message["content"]
+            if part["type"] != "text"
+        ]
+        text = self._insert_images(text, kinds, image_texts, conversation)
         typed = str.maketrans({stand_in: char for char, stand_in in stand_ins.items()})
         ids: list[int] = []
         end = 0
@@ -247,16 +262,26 @@ class ChatTemplate:
         return np.asarray(ids, np.int64)
 
     def _insert_images(
-        self, text: str, image_texts: Sequence[str], conversation: Conversation
+        self,
+        text: str,
+        kinds: Sequence[str],
+        image_texts: Sequence[str],
+        conversation: Conversation,
     ) -> str:
-        first, *others = text.split(self._placeholder) if self._placeholder else [text]
-        if len(others) != len(image_texts):
+        found = self._placeholder.findall(text) if self._placeholders else []
+        if len(found) != len(image_texts):
             raise InvalidRequestError(
-                f"the prompt has {len(others)} image placeholders for {len(image_texts)} images; "
+                f"the prompt has {len(found)} image placeholders for {len(image_texts)} images; "
                 + _where_images_may_be(conversation),
                 param="messages",
             )
-        return first + "".join(a + b for a, b in zip(image_texts, others, strict=True))
+        if [self._placeholders[token] for token in found] != kinds:
+            raise InvalidRequestError(
+                "the model's chat template puts images before videos: send them in this order",
+                param="messages",
+            )
+        texts = iter(image_texts)
+        return self._placeholder.sub(lambda _: next(texts), text) if found else text
 
     def _encode(self, text: str, typed: dict[int, str]) -> list[int]:
         """Ids of text between control tokens; one that was typed is plain characters."""
@@ -290,7 +315,7 @@ class ChatTemplate:
         return self._begins.sub(lambda match: stand_ins[match[0][0]] + match[0][1:], text)
 
     def _check(self, text: str, param: str) -> None:
-        for token in (self._placeholder, self.image_token):
+        for token in (*self._placeholders, self.image_token):
             if token and token in text:
                 raise self._image_token_error(token, param)
         try:
@@ -306,7 +331,7 @@ class ChatTemplate:
     def _image_token_error(token: str, param: str) -> InvalidRequestError:
         return InvalidRequestError(
             f"the text contains {token}, which stands for images only: remove it and "
-            "send the picture as an image_url part",
+            "send the picture as an image_url or video_url part",
             param=param,
         )
 
@@ -325,7 +350,7 @@ def _map_message(message: Message, param: str, change: Callable[[str, str], str]
         content = [
             {"type": "text", "text": change(part["text"], f"{param}.content[{i}].text")}
             if part["type"] == "text"
-            else {"type": "image"}
+            else {"type": part["type"]}
             for i, part in enumerate(content)
         ]
     return {"role": message["role"], "content": content, **mapped}

@@ -84,6 +84,7 @@ class Engine:
         token_text: the model's tokens as text.
         eos_token_ids: tokens that end an answer.
         reasoning_tokens: tokens around the model's reasoning, if it has any.
+        video_token_id: the token that stands for an embedding of a video, if the model takes any.
         prefix_cache: whether prompts take over what rows hold of earlier ones that begin alike.
         max_draft_tokens: tokens that a decode step with drafts may compute, the next one of each choice and
             padding included; 0 for no drafts, and unless the runner `gives_many_logits`.
@@ -97,6 +98,7 @@ class Engine:
         eos_token_ids: Iterable[int],
         reasoning_tokens: ReasoningTokens | None = None,
         *,
+        video_token_id: int | None = None,
         prefix_cache: bool = True,
         max_draft_tokens: int = 0,
     ) -> None:
@@ -104,6 +106,7 @@ class Engine:
         self._runner = runner
         self.token_text = token_text
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._video_token_id = video_token_id
         self._prefix_cache = prefix_cache
         self._max_draft_tokens = max_draft_tokens
         self._reasoning_tokens = reasoning_tokens
@@ -410,14 +413,17 @@ class Engine:
         request = choice.request
         state = self._states[choice]
         reasoning, lookup = state.sampler.reasoning, state.lookup
+        prompt = self._requests[request.request_id].prompt
+        video_tokens = int((prompt.token_ids == self._video_token_id).sum())
         return Usage(
             request.num_prompt_tokens,
             choice.num_output_tokens,
-            self._requests[request.request_id].prompt.num_image_tokens,
+            prompt.num_image_tokens - video_tokens,
             request.num_cached_tokens,
             reasoning_tokens=0 if reasoning is None else reasoning.num_tokens,
             draft_tokens=0 if lookup is None else lookup.num_drafted,
             accepted_draft_tokens=0 if lookup is None else lookup.num_accepted,
+            video_tokens=video_tokens,
         )
 
     def _timing(self, request: Request) -> Timing | None:

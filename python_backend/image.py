@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,19 +126,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def image_hash(image: Image.Image, *context: str) -> str:
-    """Content hash of an RGB picture and of everything that decides its embeddings.
+def image_hash(frames: Sequence[Image.Image], *context: str) -> str:
+    """Content hash of an RGB picture or a video and of everything that decides its embeddings.
 
     The size is part of what is hashed (CVE-2025-46722, CVE-2026-24255: 30x100 and 100x30 pictures of
     equal bytes shared a cache entry), and every part is framed by its length.
 
     Args:
-        image: as `decode_image` returns it.
+        frames: of a video, or the picture alone, as `decode_image` returns it.
         context: processor fingerprint, detail, and whatever else changes the result.
     """
     digest = hashlib.blake2b(digest_size=32)
-    header = (image.mode, *map(str, image.size), *context)
-    for part in (*(text.encode() for text in header), image.tobytes()):
+    header = repr((context, [(frame.mode, frame.size) for frame in frames]))
+    for part in (header.encode(), *(frame.tobytes() for frame in frames)):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()

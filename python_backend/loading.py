@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from python_backend.config import EngineConfig
 from python_backend.encoder_cache import EncoderCache
 from python_backend.engine import Engine
+from python_backend.families import load_family
 from python_backend.families.base import ModelFamily
 from python_backend.gpu import current_gpu
 from python_backend.manifest import GraphFile, ModelFolder
@@ -91,6 +92,7 @@ def load_engine(model: ModelFolder, config: EngineConfig) -> Engine:
         TokenText(tokenizer),
         manifest.eos_token_ids,
         _reasoning_tokens(tokenizer, manifest.reasoning_marks),
+        video_token_id=load_family(manifest.config, model.processor_dir).video_token_id,
         prefix_cache=config.prefix_cache,
         max_draft_tokens=config.max_draft_tokens if runner.gives_many_logits else 0,
     )

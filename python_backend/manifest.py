@@ -59,6 +59,7 @@ class Manifest:
         decoder: graph from tokens to logits.
         tool_format: how it writes tool calls, a name of `tool_calls.FORMATS`; None if it takes no tools.
         reasoning_marks: texts of the tokens around its reasoning; None if it does not reason.
+        takes_videos: whether a prompt may have any.
         cross_attention: graph from embeddings to the keys and values that the decoder's cross-attention
             layers read; None if it has none.
         source: where the checkpoint came from, and what it was when it was built.
@@ -83,6 +84,7 @@ class Manifest:
     cross_attention: GraphFile | None = None
     tool_format: str | None = None
     reasoning_marks: tuple[str, str] | None = None
+    takes_videos: bool = False
     source: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)

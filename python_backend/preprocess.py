@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from PIL import Image
+
 from python_backend.chat_template import TEMPLATE_VARIABLES, Conversation, TemplateOptions
 from python_backend.errors import InvalidImageError, InvalidRequestError, PromptTooLongError
 from python_backend.families import load_family
@@ -19,6 +21,14 @@ from python_backend.families.base import (
 )
 from python_backend.image import ImageLimits, decode_image, image_hash, image_size
 from python_backend.manifest import ModelFolder
+from python_backend.video import (
+    FRAMES_PER_SECOND,
+    DecoderOrder,
+    FrameSampling,
+    Video,
+    VideoLimits,
+    decode_video,
+)
 
 _DETAILS: tuple[Detail, ...] = ("auto", "low", "high")
 _OPTIONS = frozenset(
@@ -31,12 +41,34 @@ _ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
+class MediaPart:
+    """An image or video part of a prompt.
+
+    Attributes:
+        path: of it in the prompt, for error messages.
+        detail: of an image.
+        sampling: of a video; None for an image.
+        is_frames: whether the frames of a video come as `sampling.num_frames` pictures.
+    """
+
+    path: str
+    detail: Detail = "auto"
+    sampling: FrameSampling | None = None
+    is_frames: bool = False
+
+    @property
+    def num_files(self) -> int:
+        """How many of the request's files belong to it."""
+        return self.sampling.num_frames if self.sampling and self.is_frames else 1
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedRequest:
     """What preprocess hands to the encoder and the decoder.
 
     Attributes:
         prompt: for the decoder.
-        images: for the encoder.
+        images: for the encoder, videos among them.
     """
 
     prompt: PreparedPrompt
@@ -54,66 +86,115 @@ class Preprocessor:
     Args:
         model: the built model.
         limits: what an image may cost.
+        video_limits: what a video may cost beside that.
     """
 
-    def __init__(self, model: ModelFolder, limits: ImageLimits | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelFolder,
+        limits: ImageLimits | None = None,
+        video_limits: VideoLimits | None = None,
+    ) -> None:
         self._manifest = model.manifest
         self._limits = limits or ImageLimits()
+        self._video_limits = video_limits or VideoLimits()
         self.family = load_family(model.manifest.config, model.processor_dir)
         self.family.load_processors()
 
     def prepare(self, prompt: Mapping[str, Any], images: Sequence[bytes]) -> PreparedRequest:
-        """Decode the images, render and tokenize the conversation.
+        """Decode images and videos, render and tokenize the conversation.
 
         Args:
             prompt: as `tensor_names.PROMPT` describes it.
-            images: encoded files, in the order of the conversation's image parts.
+            images: encoded files, in the order of the conversation's image and video parts.
 
         Raises:
             InvalidRequestError: the prompt is malformed, too long, or does not match the images.
-            InvalidImageError: an image is not readable or outside the limits.
+            InvalidImageError: an image or video is not readable or outside the limits.
         """
-        conversation, details = read_prompt(prompt)
+        conversation, parts = read_prompt(prompt)
         self._check_capabilities(conversation)
         bounds = _read_pixel_bounds(prompt.get("mm_processor_kwargs"))
         family = self.family if bounds is None else self.family.within(bounds)
-        if len(details) != len(images):
-            raise InvalidRequestError(
-                f"the prompt has {len(details)} image parts for {len(images)} images",
-                param="messages",
-            )
-        if images and not self._manifest.sees_images:
-            raise InvalidRequestError(
-                f"{self._manifest.served_model_name} is a text-only model: send the request without "
-                "images, or ask a model that sees them.",
-                param="messages",
-            )
-        if len(images) > self._manifest.max_images:
-            raise InvalidRequestError(
-                f"At most {self._manifest.max_images} images may be provided in one prompt; this one "
-                f"has {len(images)}.",
-                param="messages",
-            )
+        self._check_counts(parts, len(images))
+        remaining = iter(images)
+        files = [[next(remaining) for _ in range(part.num_files)] for part in parts]
         sizes = []
-        for part, data in zip(details, images, strict=True):
-            with _blamed_on(part):
-                sizes.append(image_size(data, self._limits))
+        for part, data in zip(parts, files, strict=True):
+            if part.sampling is None or part.is_frames:
+                with _blamed_on(part.path):
+                    sizes += [image_size(file, self._limits) for file in data]
         self._limits.check_total(sizes)
+        num_images = sum(part.sampling is None for part in parts)
         prepared, hashes = [], []
-        for (part, detail), data in zip(details.items(), images, strict=True):
-            with _blamed_on(part):
-                image = decode_image(data, self._limits)
-                prepared.append(family.prepare_image(image, detail, len(images)))
+        for part, data in zip(parts, files, strict=True):
+            with _blamed_on(part.path):
+                if part.sampling is None:
+                    frames: Sequence[Image.Image] = [decode_image(data[0], self._limits)]
+                    image = family.prepare_image(frames[0], part.detail, num_images)
+                else:
+                    video = self._decode_video(part.sampling, part.is_frames, data)
+                    frames = video.frames
+                    if not part.is_frames:
+                        sizes += [frame.size for frame in frames]
+                        self._limits.check_total(sizes)
+                    image = family.prepare_video(video)
+            prepared.append(image)
             fingerprint = self._manifest.processor_fingerprint
             # The same picture is another one when it is cut otherwise.
-            shapes = {name: array.shape for name, array in prepared[-1].features.items()}
-            hashes.append(image_hash(image, fingerprint, detail, repr(bounds), repr(shapes)))
+            shapes = {name: array.shape for name, array in image.features.items()}
+            hashes.append(image_hash(frames, fingerprint, part.detail, repr(bounds), repr(shapes)))
             self._check_length(sum(image.num_tokens for image in prepared), len(prepared))
         result = self.family.prepare(conversation, prepared)
         self._check_length(len(result.token_ids), len(prepared))
         pairs = zip(hashes, prepared, strict=True)
         named = [PromptImage(image_hash, image.num_tokens) for image_hash, image in pairs]
         return PreparedRequest(replace(result, images=named), prepared)
+
+    def _decode_video(
+        self, sampling: FrameSampling, is_frames: bool, data: Sequence[bytes]
+    ) -> Video:
+        if is_frames:
+            frames = [decode_image(file, self._limits) for file in data]
+            return Video.of_frames(frames, sampling.fps or FRAMES_PER_SECOND)
+        return decode_video(data[0], DecoderOrder(sampling, self._video_limits, self._limits))
+
+    def _check_counts(self, parts: Sequence[MediaPart], num_files: int) -> None:
+        """Refuse more or other media than the parts say or the model takes."""
+        manifest = self._manifest
+        if sum(part.num_files for part in parts) != num_files:
+            raise InvalidRequestError(
+                f"the prompt has {len(parts)} image and video parts for {num_files} files",
+                param="messages",
+            )
+        if parts and not manifest.sees_images:
+            raise InvalidRequestError(
+                f"{manifest.served_model_name} is a text-only model: send the request without "
+                "images, or ask a model that sees them.",
+                param="messages",
+            )
+        if len(parts) > manifest.max_images:
+            raise InvalidRequestError(
+                f"At most {manifest.max_images} images may be provided in one prompt; this one "
+                f"has {len(parts)}.",
+                param="messages",
+            )
+        for part in parts:
+            if part.sampling is None:
+                continue
+            if not manifest.takes_videos:
+                raise InvalidRequestError(
+                    f"{manifest.served_model_name} takes no videos: send pictures, or ask a model that takes "
+                    "videos.",
+                    code="unsupported_value",
+                    param=part.path,
+                )
+            if part.sampling.num_frames > self._video_limits.max_frames:
+                raise InvalidRequestError(
+                    f"At most {self._video_limits.max_frames} frames of a video are looked at; this one asks "
+                    f"for {part.sampling.num_frames}.",
+                    param=part.path,
+                )
 
     def _check_capabilities(self, conversation: Conversation) -> None:
         """Refuse what the chat template would leave out."""
@@ -156,11 +237,11 @@ def _blamed_on(part: str) -> Iterator[None]:
         raise
 
 
-def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, dict[str, Detail]]:
+def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, list[MediaPart]]:
     """Check the prompt's JSON.
 
     Returns:
-        The conversation, and the detail of each image part by the part's path, in order.
+        The conversation, and its image and video parts in order.
 
     Raises:
         InvalidRequestError: it is not what `tensor_names.PROMPT` describes.
@@ -177,20 +258,20 @@ def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, dict[str, Deta
         option = min(prompt.keys() & _OPTIONS)
         raise InvalidRequestError(f"{option} is for messages only", param=option)
     if kind == "prompt" and isinstance(value, str):
-        return Conversation(prompt=value), {}
+        return Conversation(prompt=value), []
     if (
         kind == "prompt_token_ids"
         and isinstance(value, list)
         and all(type(v) is int for v in value)
     ):
-        return Conversation(prompt_token_ids=value), {}
+        return Conversation(prompt_token_ids=value), []
     if kind == "messages" and isinstance(value, list) and value:
-        details: dict[str, Detail] = {}
+        parts: list[MediaPart] = []
         for i, message in enumerate(value):
-            _read_message(message, f"messages[{i}]", details)
+            _read_message(message, f"messages[{i}]", parts)
         tools = _read_tools(prompt["tools"]) if "tools" in prompt else ()
         options = _read_template_options(prompt)
-        return Conversation(messages=value, tools=tools, options=options), details
+        return Conversation(messages=value, tools=tools, options=options), parts
     raise InvalidRequestError(f"{kind} is empty or of the wrong type", param=str(kind))
 
 
@@ -248,7 +329,7 @@ def _read_tools(tools: object) -> Sequence[Mapping[str, Any]]:
     return tools
 
 
-def _read_message(message: object, path: str, details: dict[str, Detail]) -> None:
+def _read_message(message: object, path: str, parts: list[MediaPart]) -> None:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise InvalidRequestError(f"{path} must have a role and content", param=path)
     if message["role"] not in _ROLES:
@@ -275,12 +356,35 @@ def _read_message(message: object, path: str, details: dict[str, Detail]) -> Non
         if kind == "text" and isinstance(part.get("text"), str):
             continue
         if kind == "image" and part.get("detail", "auto") in _DETAILS:
-            details[where] = part.get("detail", "auto")
+            parts.append(MediaPart(where, part.get("detail", "auto")))
+            continue
+        if kind == "video":
+            parts.append(_read_video(part, where))
             continue
         raise InvalidRequestError(
-            f"{where} must be a text or an image part; detail is one of {', '.join(_DETAILS)}",
+            f"{where} must be a text, image or video part; detail is one of {', '.join(_DETAILS)}",
             param=where,
         )
+
+
+def _read_video(part: Mapping[str, Any], path: str) -> MediaPart:
+    given = {name: value for name, value in part.items() if name not in ("type", "is_frames")}
+    is_frames = part.get("is_frames", False)
+    default = FrameSampling()
+    num_frames, fps = given.pop("num_frames", default.num_frames), given.pop("fps", default.fps)
+    if (
+        given
+        or type(is_frames) is not bool
+        or type(num_frames) is not int
+        or num_frames < 1
+        or not (fps is None or (type(fps) in (int, float) and 0.01 <= fps <= 100))
+    ):
+        raise InvalidRequestError(
+            f"{path} must be a video part with num_frames, an integer over 0, fps, null or from 0.01 to 100, "
+            "and is_frames",
+            param=path,
+        )
+    return MediaPart(path, sampling=FrameSampling(num_frames, fps), is_frames=is_frames)
 
 
 def _check_assistant(message: Mapping[str, Any], path: str) -> None:

@@ -44,6 +44,7 @@ class Usage:
         prompt_tokens: image placeholders included.
         completion_tokens: of this choice, the token that ended it included.
         image_tokens: how many of the prompt tokens stand for images.
+        video_tokens: and for videos.
         cached_tokens: prompt tokens that were not computed because a cache row already held them.
         reasoning_tokens: how many of the completion tokens are the model's reasoning, marks included.
         draft_tokens: tokens that were guessed, and computed together with the one before.
@@ -57,6 +58,7 @@ class Usage:
     reasoning_tokens: int = 0
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
+    video_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

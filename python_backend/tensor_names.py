@@ -21,12 +21,15 @@ Beside messages there may be `add_generation_prompt` (default true), `continue_f
 `chat_template_kwargs` (of `chat_template.TEMPLATE_VARIABLES`) and `mm_processor_kwargs` (`min_pixels`,
 `max_pixels`).
 
-Content parts are `{"type": "text", "text": ...}` and `{"type": "image"}`; the i-th image part of
-the conversation is `images[i]`. Beside messages may be `tools`, as the OpenAI API has them. Assistant
+Content parts are `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "video"}`. An image part
+takes the next of `images`, and so does a video part, which may have `num_frames` and `fps` as
+`video.FrameSampling` does. With `is_frames` it takes the next `num_frames` of them, one picture each, which
+follow each other `fps` times a second. Beside messages may be `tools`, as the OpenAI API has them. Assistant
 messages may have `reasoning_content` and `tool_calls`, each `{"function": {"name", "arguments"}}` with an
 object of arguments; messages of the role `tool` answer them in their order."""
 IMAGES: Final = "images"
-"""BYTES [num_images]: encoded files (PNG, JPEG, WEBP, GIF), in prompt order; may be empty."""
+"""BYTES [num_files]: encoded files (PNG, JPEG, WEBP, GIF; MP4 and WebM for videos), in prompt order; may be
+empty."""
 SAMPLING: Final = "sampling"
 """BYTES [1]: JSON of `SamplingParams`; an absent key takes the default."""
 
@@ -64,10 +67,10 @@ model's reasoning that follows what was sent before, only if there is any. `logp
 `{"token", "bytes", "logprob", "top_logprobs"}` per token, only when asked for.
 
 On the first and the last response of a choice `usage` (`prompt_tokens`, `completion_tokens` of this choice
-so far, `image_tokens`, `cached_tokens`, `reasoning_tokens`), on the last one `finish_reason` (stop, length)
-and `matched_stop` (token id, string or null). Only when asked for, and of choice 0: `prompt_token_ids` with
-its first token, and up to there `prompt_logprobs`; see `RequestOutput`. On the last response of a
-request `timing`, if asked for; see `Timing`."""
+so far, `image_tokens`, `video_tokens`, `cached_tokens`, `reasoning_tokens`), on the last one `finish_reason`
+(stop, length) and `matched_stop` (token id, string or null). Only when asked for, and of choice 0:
+`prompt_token_ids` with its first token, and up to there `prompt_logprobs`; see `RequestOutput`. On the last
+response of a request `timing`, if asked for; see `Timing`."""
 
 # Side requests to the decoder.
 CANCEL: Final = "cancel"
@@ -87,6 +90,7 @@ PARAM_MAX_MODEL_LEN: Final = "max_model_len"
 PARAM_MAX_IMAGES: Final = "max_images"
 PARAM_TOOL_FORMAT: Final = "tool_format"
 PARAM_REASONS: Final = "reasons"
+PARAM_TAKES_VIDEOS: Final = "takes_videos"
 """config.pbtxt parameters of the ensemble that the proxy reads: public id, context limit in tokens,
 images allowed in one prompt; how the model writes tool calls (a name of `tool_calls.FORMATS`), left out if it
-calls no tools; `true` if it reasons before it answers, else left out."""
+calls no tools; `true` if it reasons before it answers, and if it takes videos, else left out."""

@@ -200,6 +200,7 @@ def _details(output: RequestOutput) -> str:
             "prompt_tokens": output.usage.prompt_tokens,
             "completion_tokens": output.usage.completion_tokens,
             "image_tokens": output.usage.image_tokens,
+            "video_tokens": output.usage.video_tokens,
             "cached_tokens": output.usage.cached_tokens,
             "reasoning_tokens": output.usage.reasoning_tokens,
             "draft_tokens": output.usage.draft_tokens,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from python_backend.arrays import Array
+from python_backend.arrays import Array, array_module
 from python_backend.encoder_cache import EncoderCache
 from python_backend.families.base import Features, ModelFamily
 from python_backend.runtimes.base import EngineRuntime
@@ -42,7 +42,8 @@ class VisionEncoder:
         family: plans the graph's inputs.
         runtime: the vision-encoder graph.
         cache: embeddings of pictures seen before.
-        max_patches: pictures share an engine call up to this size; a larger picture goes alone.
+        max_patches: pictures and frames of videos share an engine call up to this size; a larger one goes
+            alone.
     """
 
     def __init__(
@@ -66,14 +67,23 @@ class VisionEncoder:
                 found[image.image_hash] = embeds
             else:
                 misses[image.image_hash] = image  # the same picture twice is encoded once
-        for group in self._groups(list(misses.values())):
-            features = [image.features for image in group]
+        frames = [
+            (image_hash, frame)
+            for image_hash, image in misses.items()
+            for frame in self._family.split_frames(image.features)
+        ]
+        encoded: dict[str, list[Array]] = {image_hash: [] for image_hash in misses}
+        for group in self._groups(frames):
+            features = [frame for _, frame in group]
             outputs = self._runtime.run(self._family.encoder_feeds(features))[self._output]
             parts = self._family.split_embeds(outputs, features)
-            for image, part in zip(group, parts, strict=True):
-                embeds = part.copy()  # a view would keep the whole call's output alive
-                found[image.image_hash] = embeds
-                self.cache.put(image.image_hash, embeds)
+            for (image_hash, _), part in zip(group, parts, strict=True):
+                # A view would keep the whole call's output alive.
+                encoded[image_hash].append(part.copy())
+        for image_hash, parts in encoded.items():
+            embeds = parts[0] if len(parts) == 1 else array_module(parts[0]).concatenate(parts)
+            found[image_hash] = embeds
+            self.cache.put(image_hash, embeds)
         return [found[image.image_hash] for image in images]
 
     def join(self, images: Sequence[EncoderImage], embeds: Sequence[Array]) -> Array:
@@ -82,15 +92,15 @@ class VisionEncoder:
             return self._family.join_embeds(embeds, [image.features for image in images])
         return np.empty((0, self._hidden_size), self._dtype)
 
-    def _groups(self, images: Sequence[EncoderImage]) -> list[list[EncoderImage]]:
-        groups: list[list[EncoderImage]] = []
+    def _groups(self, frames: Sequence[tuple[str, Features]]) -> list[list[tuple[str, Features]]]:
+        groups: list[list[tuple[str, Features]]] = []
         room = 0
-        for image in images:
-            num_patches = self._family.num_patches(image.features)
+        for image_hash, frame in frames:
+            num_patches = self._family.num_patches(frame)
             if num_patches > room:
                 groups.append([])
                 room = self._max_patches
-            groups[-1].append(image)
+            groups[-1].append((image_hash, frame))
             room -= num_patches
         return groups
 

@@ -85,8 +85,9 @@ class VLM:
         Args:
             conversations: lists of messages; content is a string or parts `{"type": "text",
             "text"}`,
-                `{"type": "image", "image": path, bytes or data: URI}` and, as in the OpenAI API,
-                `{"type": "image_url", "image_url": {"url": data: URI}}`.
+                `{"type": "image", "image": path, bytes or data: URI}`,
+                `{"type": "video", "video": the same, or a list of pictures}`, which may have `num_frames` and
+                `fps`, and, as in the OpenAI API, `{"type": "image_url", "image_url": {"url": data: URI}}`.
             sampling: for all of them; None takes what the model's generation config says.
             on_output: called with (index of the conversation, what is new of it) as it comes.
 
@@ -157,7 +158,7 @@ class VLM:
 
 
 def split_images(conversation: Sequence[Message]) -> tuple[list[Message], list[bytes]]:
-    """Messages as the preprocess stage takes them, and the encoded images they hold, in order."""
+    """Messages as the preprocess stage takes them, and the encoded files they hold, in order."""
     messages: list[Message] = []
     images: list[bytes] = []
     for message in conversation:
@@ -180,6 +181,14 @@ def _split_part(part: Message, images: list[bytes]) -> Message:
     if part.get("type") == "image":
         images.append(_read_image(part.get("image")))
         return {"type": "image", "detail": part.get("detail", "auto")}
+    if part.get("type") == "video":
+        options = {name: part[name] for name in part.keys() - {"video"}}
+        video = part.get("video")
+        if isinstance(video, list):
+            images += map(_read_image, video)
+            return {**options, "num_frames": len(video), "is_frames": True}
+        images.append(_read_image(video))
+        return options
     return part
 
 

@@ -17,6 +17,7 @@ class PromptTokensDetails(AnswerFields):
     cached_tokens: int
     audio_tokens: int
     image_tokens: int
+    video_tokens: int
     text_tokens: int
 
 

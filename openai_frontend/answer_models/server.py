@@ -35,6 +35,7 @@ class ModelCard(AnswerFields):
     max_images: int | None
     calls_tools: bool
     reasons: bool
+    takes_videos: bool
 
 
 class ModelList(AnswerFields):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from python_backend.errors import InvalidRequestError
 from python_backend.spec import TensorSpec
+from python_backend.video import Video
 
 if TYPE_CHECKING:
     from python_backend.chat_template import ChatTemplate, Conversation
@@ -41,15 +42,17 @@ class PixelBounds:
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """One image, ready for the encoder.
+    """One image or video, ready for the encoder. A video is an image of several frames from here on.
 
     Attributes:
-        features: the family's tensors, first axis is the image's own.
+        features: the family's tensors, first axis is the image's own; there may be others, for `positions`.
         num_tokens: how many tokens of the prompt the image takes.
+        is_video: whether it stands where the conversation has a video.
     """
 
     features: Features
     num_tokens: int
+    is_video: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,9 @@ class ModelFamily(ABC):
         """The checkpoint's chat template and tokenizer."""
         from python_backend.chat_template import ChatTemplate
 
-        return ChatTemplate(self.processor_dir, self.placeholder_id, self.image_token_id)
+        return ChatTemplate(
+            self.processor_dir, self.placeholder_id, self.image_token_id, self.video_token_id
+        )
 
     @property
     def image_token_id(self) -> int:
@@ -129,6 +134,11 @@ class ModelFamily(ABC):
     def placeholder_id(self) -> int:
         """The token that the chat template writes where an image is."""
         return self.image_token_id
+
+    @property
+    def video_token_id(self) -> int | None:
+        """The token that stands for one embedding of a video; None if the model takes no videos."""
+        return None
 
     def within(self, bounds: PixelBounds) -> Self:
         """This family with pictures of so many pixels, as far as the checkpoint allows them.
@@ -159,9 +169,15 @@ class ModelFamily(ABC):
             InvalidImageError: the image's shape is outside what the model takes.
         """
 
+    def prepare_video(self, video: Video) -> PreparedImage:
+        """The same for a video; only families with a `video_token_id` have it."""
+        raise NotImplementedError
+
     def image_text(self, image: PreparedImage) -> str:
         """What takes the place of the image's placeholder in the rendered conversation."""
-        return self.template.image_token * image.num_tokens
+        template = self.template
+        token = template.video_token if image.is_video else template.image_token
+        return token * image.num_tokens
 
     def num_patches(self, features: Features) -> int:
         """Vision patches of an image: what its encoding costs."""
@@ -175,6 +191,10 @@ class ModelFamily(ABC):
     def split_images(self, features: Features) -> list[Features]:
         """The images of `join_images`, one by one."""
 
+    def split_frames(self, features: Features) -> Sequence[Features]:
+        """Parts of an image that are encoded each by itself, their embeddings one after another."""
+        return [features]
+
     @abstractmethod
     def encoder_feeds(self, images: Sequence[Features]) -> dict[str, np.ndarray]:
         """Inputs of the vision-encoder graph for several images at once; at least one."""
@@ -186,6 +206,10 @@ class ModelFamily(ABC):
     def join_embeds(self, embeds: Sequence[np.ndarray], images: Sequence[Features]) -> np.ndarray:
         """The embeddings of a request's images, at least one, in the order that the decoder takes them."""
         return np.concatenate(embeds)
+
+    def is_image_token(self, token_ids: np.ndarray) -> np.ndarray:
+        """Which tokens stand for images and videos, bool [S]."""
+        return np.isin(token_ids, [self.image_token_id, self.video_token_id or -1])
 
     def positions(self, token_ids: np.ndarray, images: Sequence[Features]) -> np.ndarray:
         """Position ids int64 [axes, S] of an expanded prompt: one after another, on one axis."""
@@ -218,7 +242,7 @@ class ModelFamily(ABC):
             InvalidRequestError: placeholders and images do not match, or a text is not acceptable.
         """
         token_ids = self.template.token_ids(conversation, [self.image_text(i) for i in images])
-        is_image = token_ids == self.image_token_id
+        is_image = self.is_image_token(token_ids)
         image_index = np.where(is_image, np.cumsum(is_image) - 1, -1)
         features = [image.features for image in images]
         positions = self.positions(token_ids, features)

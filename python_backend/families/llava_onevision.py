@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: a picture alone is cut into tiles, several are seen as a whole each.
+"""LLaVA-OneVision: a picture alone is cut into tiles, several are seen as a whole each, frames more coarsely.
 
 Dimension letters: T tiles, N features of a tile (a square of `side` x `side`), M embeddings.
 """
@@ -16,6 +16,10 @@ from PIL import Image
 
 from python_backend.families.base import Detail, Features, ModelFamily, PreparedImage
 from python_backend.spec import TensorSpec
+from python_backend.video import Video
+
+_END_OF_VIDEO = (0, 1)
+"""In place of the size of a picture; (0, 0) for frames that others follow: only the last has a newline."""
 
 _MAX_OVERSIZE = 1.1
 """Times the side of the allowed area that features may take before they are resampled."""
@@ -68,6 +72,42 @@ class LlavaOnevision(ModelFamily):
         }
         return PreparedImage(features, len(self._plan(features)[0]))
 
+    @property
+    def video_token_id(self) -> int | None:
+        return int(self.config["video_token_index"])
+
+    def prepare_video(self, video: Video) -> PreparedImage:
+        """Frames are squeezed into a tile each.
+
+        Source: `LlavaOnevisionVideoProcessor` in transformers 5.23, which needs torchvision.
+        """
+        from transformers.image_utils import SizeDict
+
+        processor, size = self._processor, SizeDict(height=self._tile, width=self._tile)
+        frames = []
+        for frame in video.frames:
+            pixels = np.asarray(frame).transpose(2, 0, 1)
+            pixels = processor.resize(pixels, size=size, resample=processor.resample)
+            pixels = processor.rescale(pixels, processor.rescale_factor)
+            pixels = processor.normalize(pixels, processor.image_mean, processor.image_std)
+            frames.append(pixels.astype(np.float32))
+        features = {
+            "pixel_values": np.stack(frames),
+            "image_sizes": np.array([_END_OF_VIDEO]),
+            "num_tiles": np.array([len(frames)]),
+        }
+        return PreparedImage(features, len(self._plan(features)[0]), is_video=True)
+
+    def split_frames(self, features: Features) -> Sequence[Features]:
+        if features["image_sizes"][0, 0]:
+            return [features]
+        *others, last = np.split(features["pixel_values"], len(features["pixel_values"]))
+        sizes = [*((frame, (0, 0)) for frame in others), (last, features["image_sizes"][0])]
+        return [
+            {"pixel_values": frame, "image_sizes": np.array([size]), "num_tiles": np.array([1])}
+            for frame, size in sizes
+        ]
+
     def split_images(self, features: Features) -> list[Features]:
         counts = features["num_tiles"]
         tiles = np.split(features["pixel_values"], np.cumsum(counts)[:-1] if len(counts) else [])
@@ -108,6 +148,8 @@ class LlavaOnevision(ModelFamily):
         """
         num_base = self._side**2
         base = np.arange(num_base)
+        if not image["image_sizes"][0, 0]:
+            return self._plan_video(len(image["pixel_values"]), image["image_sizes"][0, 1])
         if len(image["pixel_values"]) == 1:
             return _whole(np.append(base, -1))
         height, width = (int(size) for size in image["image_sizes"][0])
@@ -129,6 +171,22 @@ class LlavaOnevision(ModelFamily):
             np.concatenate(
                 [base_weight, np.concatenate([weight, newline_weight], axis=1).reshape(-1, 4)]
             ),
+        )
+
+    def _plan_video(self, num_frames: int, num_newlines: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same for frames of a video: half as fine, and the newline behind the last one.
+
+        Source: `apply_pooling` in transformers 5.23 `modeling_llava_onevision.py`.
+        """
+        grid = np.arange(self._side**2).reshape(self._side, self._side)
+        side = -(-self._side // 2)
+        taps, weight = _interpolate(grid, (side, side))
+        index = np.arange(num_frames)[:, None, None] * grid.size + taps.reshape(1, -1, 4)
+        newline_index, newline_weight = _whole(np.full(num_newlines, -1))
+        weight = np.tile(weight.reshape(-1, 4), (num_frames, 1))
+        return (
+            np.concatenate([index.reshape(-1, 4), newline_index]),
+            np.concatenate([weight, newline_weight]),
         )
 
     def _best_resolution(self, height: int, width: int) -> tuple[int, int]:
@@ -163,14 +221,21 @@ def _whole(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resample(grid: np.ndarray, oversize: float) -> tuple[np.ndarray, np.ndarray]:
-    """Taps [rows, columns, 4] of a grid, made smaller by `oversize` where that is too much.
-
-    Source: `torch.nn.functional.interpolate`, bilinear without align_corners.
-    """
+    """Taps [rows, columns, 4] of a grid, made smaller by `oversize` where that is too much."""
     if oversize <= _MAX_OVERSIZE:
         index, weight = _whole(grid.ravel())
         return index.reshape(*grid.shape, 4), weight.reshape(*grid.shape, 4)
-    taps, weights = zip(*(_axis(size, int(size // oversize)) for size in grid.shape), strict=True)
+    rows, columns = (int(size // oversize) for size in grid.shape)
+    return _interpolate(grid, (rows, columns))
+
+
+def _interpolate(grid: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Taps [rows, columns, 4] of a grid, and their weights, that make it one of this shape.
+
+    Source: `torch.nn.functional.interpolate`, bilinear without align_corners.
+    """
+    axes = (_axis(size, new_size) for size, new_size in zip(grid.shape, shape, strict=True))
+    taps, weights = zip(*axes, strict=True)
     rows, columns = taps
     index = grid[rows[:, None, :, None], columns[None, :, None, :]]
     weight = weights[0][:, None, :, None] * weights[1][None, :, None, :]

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: Qwen2-VL whose tower attends in windows in most of its layers.
+"""Qwen2.5-VL: Qwen2-VL whose tower attends in windows in most of its layers, and that knows time.
 
 Dimension letters: N patches.
 """
@@ -28,6 +28,12 @@ class Qwen2_5VL(Qwen2VL):  # noqa: N801 - the model's name has the underscore
         window_ids = plan_windows(grids, feeds["position_ids"], self._window)
         slots, place = plan_groups(window_ids, self._window**2)
         return {**feeds, "window_slots": slots, "window_place": place}
+
+    def _positions_per_patch(self, image: Features) -> np.float32:
+        if "seconds_per_patch" not in image:
+            return np.float32(1)
+        tokens_per_second = self.config["vision_config"]["tokens_per_second"]
+        return np.float32(tokens_per_second * image["seconds_per_patch"][0])
 
 
 def plan_windows(grids: np.ndarray, positions: np.ndarray, window: int) -> np.ndarray:

@@ -23,6 +23,11 @@ from python_backend.families.base import (
     PreparedImage,
 )
 from python_backend.spec import TensorSpec
+from python_backend.video import Video
+
+_MAX_TOKENS_PER_FRAME = 768
+"""Of a video, in pixels of that many tokens. Source: `VIDEO_MAX_TOKEN_NUM` of qwen-vl-utils; transformers
+5.23 allows a frame what it allows a picture, which fills the context with a few seconds."""
 
 
 class Qwen2VL(ModelFamily):
@@ -32,10 +37,9 @@ class Qwen2VL(ModelFamily):
         super().__init__(config, processor_dir)
         vision = config["vision_config"]
         self._patch, self._merge = vision["patch_size"], vision["spatial_merge_size"]
+        self._frames_per_patch = int(vision["temporal_patch_size"])
         self._bounds = PixelBounds()
-        self._num_pixels = (
-            vision.get("in_channels", 3) * vision["temporal_patch_size"] * self._patch**2
-        )
+        self._num_pixels = vision.get("in_channels", 3) * self._frames_per_patch * self._patch**2
 
     def load_processors(self) -> None:
         super().load_processors()
@@ -75,6 +79,36 @@ class Qwen2VL(ModelFamily):
         features = {"pixel_values": np.asarray(batch["pixel_values"]), "image_grid_thw": grid}
         return PreparedImage(features, int(grid.prod()) // self._merge**2)
 
+    @property
+    def video_token_id(self) -> int | None:
+        return int(self.config["video_token_id"])
+
+    def prepare_video(self, video: Video) -> PreparedImage:
+        size = self._size("auto")
+        most = _MAX_TOKENS_PER_FRAME * (self._patch * self._merge) ** 2
+        size["longest_edge"] = max(min(size["longest_edge"], most), size["shortest_edge"])
+        return self._prepare_frames(video, size)
+
+    def _prepare_frames(self, video: Video, size: dict[str, int]) -> PreparedImage:
+        """The processor makes a patch of one picture repeated; here it is of pictures that follow each other.
+
+        Source: `Qwen2VLVideoProcessor.patchify` in transformers 5.23, which needs torchvision.
+        """
+        frames, depth = list(video.frames), self._frames_per_patch
+        frames += frames[-1:] * (-len(frames) % depth)
+        batch = self._processor(images=frames, size=size)
+        _, rows, columns = batch["image_grid_thw"][0]
+        shape = (len(frames) // depth, depth, rows * columns, -1, depth, self._patch**2)
+        repeated = np.asarray(batch["pixel_values"]).reshape(shape)
+        patches = np.einsum("tdncdp->tncdp", repeated)
+        grid = np.array([[len(patches), rows, columns]], np.int64)
+        features = {
+            "pixel_values": patches.reshape(-1, self._num_pixels),
+            "image_grid_thw": grid,
+            "seconds_per_patch": np.array([depth / video.fps], np.float32),
+        }
+        return PreparedImage(features, int(grid.prod()) // self._merge**2, is_video=True)
+
     def split_images(self, features: Features) -> list[Features]:
         grids = features["image_grid_thw"]
         ends = np.cumsum(grids.prod(axis=1))[:-1] if len(grids) else []
@@ -82,6 +116,14 @@ class Qwen2VL(ModelFamily):
         return [
             {"pixel_values": pixels, "image_grid_thw": grids[i : i + 1]}
             for i, pixels in enumerate(patches[: len(grids)])
+        ]
+
+    def split_frames(self, features: Features) -> Sequence[Features]:
+        ((num_frames, rows, columns),) = features["image_grid_thw"]
+        grid = np.array([[1, rows, columns]])
+        return [
+            {"pixel_values": pixels, "image_grid_thw": grid}
+            for pixels in np.split(features["pixel_values"], num_frames)
         ]
 
     def encoder_feeds(self, images: Sequence[Features]) -> dict[str, np.ndarray]:
@@ -103,10 +145,12 @@ class Qwen2VL(ModelFamily):
     def positions(self, token_ids: np.ndarray, images: Sequence[Features]) -> np.ndarray:
         """M-RoPE: text moves all three axes on by one; an image spans its grid from where it stands.
 
+        A video is as wide or high as one of its frames, however long it is.
+
         Source: `Qwen2_5_VLModel.get_rope_index` in transformers 5.23.
         """
         positions = np.empty((3, len(token_ids)), np.int64)
-        starts = np.flatnonzero(token_ids == self.image_token_id)
+        starts = np.flatnonzero(self.is_image_token(token_ids))
         token, position = 0, 0
         for image in images:
             start = int(starts[np.searchsorted(starts, token)])
@@ -114,10 +158,16 @@ class Qwen2VL(ModelFamily):
             position += start - token
             t, h, w = image["image_grid_thw"][0] // (1, self._merge, self._merge)
             token = start + int(t * h * w)
-            positions[:, start:token] = np.indices((t, h, w)).reshape(3, -1) + position
+            grid = np.indices((t, h, w)).reshape(3, -1)
+            grid[0] = grid[0].astype(np.float32) * self._positions_per_patch(image)
+            positions[:, start:token] = grid + position
             position += int(max(h, w))
         positions[:, token:] = np.arange(position, position + len(token_ids) - token)
         return positions
+
+    def _positions_per_patch(self, image: Features) -> np.float32:
+        """How far frames are from each other in time."""
+        return np.float32(1)
 
 
 def plan_patches(grids: np.ndarray, merge: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,10 @@ class Qwen3VL(Qwen2VL):
         super().__init__(config, processor_dir)
         self._table_side = int(config["vision_config"]["num_position_embeddings"] ** 0.5)
 
+    @property
+    def video_token_id(self) -> int | None:
+        return None
+
     def encoder_feeds(self, images: Sequence[Features]) -> dict[str, np.ndarray]:
         feeds = super().encoder_feeds(images)
         grids = np.concatenate([image["image_grid_thw"] for image in images])

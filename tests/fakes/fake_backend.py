@@ -18,6 +18,7 @@ MODEL = ModelInfo(
     fingerprint="fp_0123456789",
     max_model_len=8192,
     max_images=4,
+    takes_videos=True,
 )
 
 
@@ -27,6 +28,7 @@ def text_deltas(
     index: int = 0,
     prompt_tokens: int = 7,
     image_tokens: int = 0,
+    video_tokens: int = 0,
     cached_tokens: int = 0,
     **last: Any,
 ) -> list[Delta]:
@@ -38,6 +40,7 @@ def text_deltas(
         prompt_tokens=prompt_tokens,
         completion_tokens=len(pieces) + 1,
         image_tokens=image_tokens,
+        video_tokens=video_tokens,
         cached_tokens=cached_tokens,
     )
     end: dict[str, Any] = {"finish_reason": "stop", "matched_stop": 151645, "usage": usage}

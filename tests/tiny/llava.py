@@ -14,6 +14,8 @@ _CHAT_TEMPLATE = (
     "{% if message['content'] is string %}{{ '\n' + message['content'] }}{% else %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
     "{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}"
+    "{{ '<video>' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{{ '\n' + content['text'] }}{% endfor %}{% endif %}"
     "{{ '<|im_end|>' }}{% endfor %}"

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, GenerationConfig
+from transformers.image_utils import SizeDict
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
@@ -36,12 +42,20 @@ def hf_inputs(checkpoint: Path, messages: Sequence[Mapping[str, Any]], **options
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     parts = [p for m in messages if isinstance(m["content"], list) for p in m["content"]]
     images = [Image.open(io.BytesIO(p["image"])) for p in parts if p["type"] == "image"]
+    videos = [part for part in parts if part["type"] == "video"]
+    if videos:
+        options["videos"] = videos
     make = _MAKERS.get(config["model_type"], _qwen)
     return make(checkpoint, config, tokenizer, text, images, **options)
 
 
 def _qwen(
-    checkpoint: Path, config: Any, tokenizer: Any, text: str, images: list[Image.Image]
+    checkpoint: Path,
+    config: Any,
+    tokenizer: Any,
+    text: str,
+    images: list[Image.Image],
+    videos: Sequence[Mapping[str, Any]] = (),
 ) -> Inputs:
     """As `Qwen2_5_VLProcessor` of transformers 5.23, which itself wants torchvision for videos."""
     placeholder, inputs = "<|image_pad|>", {}
@@ -51,9 +65,48 @@ def _qwen(
         for grid in inputs["image_grid_thw"]:
             text = text.replace(placeholder, "<|placeholder|>" * (int(grid.prod()) // 4), 1)
         text = text.replace("<|placeholder|>", placeholder)
+    if videos:
+        inputs |= _qwen_videos(checkpoint, videos)
+        if config["model_type"] != "qwen2_5_vl":
+            del inputs["second_per_grid_ts"]
+        for grid in inputs["video_grid_thw"]:
+            text = text.replace("<|video_pad|>", "<|placeholder|>" * (int(grid.prod()) // 4), 1)
+        text = text.replace("<|placeholder|>", "<|video_pad|>")
     input_ids = tokenizer(text, return_tensors="pt")["input_ids"]
     is_image = input_ids == tokenizer.convert_tokens_to_ids(placeholder)
-    return {"input_ids": input_ids, "mm_token_type_ids": is_image.int(), **inputs}
+    is_video = input_ids == tokenizer.convert_tokens_to_ids("<|video_pad|>")
+    kinds = is_image.int() + 2 * is_video.int()
+    return {"input_ids": input_ids, "mm_token_type_ids": kinds, **inputs}
+
+
+def qwen_video_processor() -> Any:
+    """The class `Qwen2VLVideoProcessor`, of which nothing that is called here needs torchvision."""
+    import transformers.video_processing_utils  # noqa: F401 - looks for the real one
+
+    name = "torchvision.transforms.v2.functional"
+    folders = ["torchvision", "torchvision.transforms", "torchvision.transforms.v2"]
+    fakes = {folder: ModuleType(folder) for folder in (*folders, name)}
+    with pytest.MonkeyPatch.context() as patch:
+        for folder, fake in fakes.items():
+            patch.setitem(sys.modules, folder, fake)
+        module = import_module("transformers.models.qwen2_vl.video_processing_qwen2_vl")
+    return module.Qwen2VLVideoProcessor
+
+
+def _qwen_videos(checkpoint: Path, videos: Sequence[Mapping[str, Any]]) -> Inputs:
+    processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
+    patch, merge, depth = processor.patch_size, processor.merge_size, processor.temporal_patch_size
+    pixels, grids = [], []
+    for video in videos:
+        batch = _frames(processor, video, size=processor.size, factor=patch * merge)[None]
+        patches, *grid = qwen_video_processor().patchify(None, batch, patch, merge, depth)
+        pixels.append(patches[0])
+        grids.append(grid)
+    return {
+        "pixel_values_videos": torch.cat(pixels),
+        "video_grid_thw": torch.tensor(grids),
+        "second_per_grid_ts": torch.tensor([depth / video["fps"] for video in videos]),
+    }
 
 
 def _text_only(
@@ -71,9 +124,20 @@ class _LlavaOnevisionProcessor(LlavaOnevisionProcessor):
 
 
 def _llava_onevision(
-    checkpoint: Path, config: Any, tokenizer: Any, text: str, images: list[Image.Image]
+    checkpoint: Path,
+    config: Any,
+    tokenizer: Any,
+    text: str,
+    images: list[Image.Image],
+    videos: Sequence[Mapping[str, Any]] = (),
 ) -> Inputs:
     vision = config["vision_config"]
+    side = vision["image_size"]
+    pooled = -(-(side // vision["patch_size"]) // 2)
+    for video in videos:
+        num_tokens = len(video["video"]) * pooled**2 + 1
+        text = text.replace("<video>", "<placeholder>" * num_tokens, 1)
+    text = text.replace("<placeholder>", "<video>")
     processor = _LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessorPil.from_pretrained(checkpoint),
         tokenizer=tokenizer,
@@ -82,8 +146,25 @@ def _llava_onevision(
         vision_feature_select_strategy="full",
         vision_aspect_ratio=config["vision_aspect_ratio"],
     )
+    processor.video_token = None  # they are in the text already
     inputs = processor(text=[text], images=[images] if images else None, return_tensors="pt")
-    return {name: inputs[name] for name in inputs if name != "attention_mask"}
+    inputs = {name: inputs[name] for name in inputs if name != "attention_mask"}
+    if videos:
+        size = SizeDict(height=side, width=side)
+        frames = [_frames(processor.image_processor, video, size=size) for video in videos]
+        inputs["pixel_values_videos"] = torch.stack(frames)
+    return inputs
+
+
+def _frames(processor: Any, video: Mapping[str, Any], **resizing: Any) -> torch.Tensor:
+    """Frames [F, C, H, W] resized by the processor of pictures: the one of videos has torchvision do it."""
+    frames = []
+    for file in video["video"]:
+        frame = np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).transpose(2, 0, 1)
+        frame = processor.resize(frame, resample=processor.resample, **resizing)
+        frame = processor.rescale(frame, processor.rescale_factor)
+        frames.append(processor.normalize(frame, processor.image_mean, processor.image_std))
+    return torch.from_numpy(np.stack(frames).astype(np.float32))
 
 
 def _gemma3(

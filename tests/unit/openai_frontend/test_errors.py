@@ -303,7 +303,7 @@ async def test_ids_and_hashes_of_clients_are_refused(make_proxy, name) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["image_embeds", "input_embeds", "video_url", "audio_url", "input_audio", "image", "file"],
+    ["image_embeds", "input_embeds", "audio_url", "input_audio", "image", "video", "file"],
 )
 async def test_tensors_and_other_media_of_clients_are_refused(make_proxy, kind) -> None:
     """CVE-2025-62164, CVE-2025-62372, CVE-2026-56340 (GHSA-mcmc-2m55-j8jj), CVE-2026-73557

@@ -36,6 +36,7 @@ async def test_models_are_listed_with_their_limits(make_proxy) -> None:
         "max_images": 4,
         "calls_tools": False,
         "reasons": False,
+        "takes_videos": True,
     }
 
 

@@ -416,7 +416,9 @@ CONFIGS = [
     config("b-decoder", max_model_len="100"),
     config("a", served_model_name="Org/A"),
 ]
-CALLING = config("c", served_model_name="Org/C", tool_format="hermes", reasons="true")
+CALLING = config(
+    "c", served_model_name="Org/C", tool_format="hermes", reasons="true", takes_videos="true"
+)
 
 
 async def test_models_are_those_with_a_served_name() -> None:
@@ -434,9 +436,9 @@ async def test_a_model_tells_what_it_can() -> None:
     unknown = config("d", served_model_name="Org/D", tool_format="of a newer builder")
     async with connected(FakeTriton(configs=[*CONFIGS, CALLING, unknown])) as backend:
         a, b, c, d = await backend.models()
-        assert (c.tool_format, c.reasons) == (FORMATS["hermes"], True)
+        assert (c.tool_format, c.reasons, c.takes_videos) == (FORMATS["hermes"], True, True)
         for model in (a, b, d):
-            assert (model.tool_format, model.reasons) == (None, False)
+            assert (model.tool_format, model.reasons, model.takes_videos) == (None, False, False)
 
 
 async def test_models_are_remembered() -> None:

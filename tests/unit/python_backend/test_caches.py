@@ -192,6 +192,10 @@ class FakeFamily:
     def num_patches(self, features):
         return len(features["pixels"])
 
+    def split_frames(self, features):
+        frames = np.split(features["pixels"], features.get("num_frames", 1))
+        return [{"pixels": frame} for frame in frames]
+
     def join_embeds(self, embeds, images):
         return np.concatenate(embeds)
 
@@ -244,6 +248,18 @@ def test_pictures_share_calls_up_to_max_patches_and_a_larger_one_goes_alone(towe
     sizes = {"a": 3, "b": 5, "c": 1, "d": 20, "e": 4, "f": 5}
     encoder.encode([_image(name, size) for name, size in sizes.items()])
     assert tower.calls == [8, 1, 20, 4, 5]
+
+
+def test_frames_of_a_video_are_encoded_apart_and_kept_together(tower):
+    encoder = _encoder(tower, max_patches=4)
+    video = EncoderImage(
+        {"pixels": np.arange(12, dtype=np.float32).reshape(6, 2), "num_frames": 3}, "v"
+    )
+    embeds, picture = encoder.encode([video, _image("a")])
+    np.testing.assert_array_equal(embeds, 2 * video.features["pixels"])
+    assert tower.calls == [4, 4]  # two frames; the third with the picture
+    assert len(picture) == 2
+    assert encoder.encode([video])[0] is embeds
 
 
 def test_embeddings_do_not_keep_the_output_of_the_whole_call_alive(tower):

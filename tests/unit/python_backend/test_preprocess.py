@@ -89,7 +89,7 @@ def _refusal(prompt, images=(), preprocessor=None):
         (_user(["text"]), "messages[0].content[0]"),
         (_user([{"type": "text"}]), "messages[0].content[0]"),
         (_user([{"type": "text", "text": None}]), "messages[0].content[0]"),
-        (_user([TEXT, {"type": "video"}]), "messages[0].content[1]"),
+        (_user([TEXT, {"type": "audio"}]), "messages[0].content[1]"),
         (_user([{"type": ["text"], "text": "a"}]), "messages[0].content[0]"),
         (_user([{"type": "image", "detail": "huge"}]), "messages[0].content[0]"),
         (_user([{"type": "image", "detail": ["low"]}]), "messages[0].content[0]"),
@@ -122,12 +122,12 @@ def test_details_are_listed_by_the_place_of_their_image():
             {"role": "user", "content": [{**IMAGE, "detail": "high"}]},
         ]
     }
-    _, details = read_prompt(prompt)
-    assert details == {
-        "messages[0].content[0]": "low",
-        "messages[0].content[2]": "auto",
-        "messages[1].content[0]": "high",
-    }
+    _, parts = read_prompt(prompt)
+    assert [(part.path, part.detail) for part in parts] == [
+        ("messages[0].content[0]", "low"),
+        ("messages[0].content[2]", "auto"),
+        ("messages[1].content[0]", "high"),
+    ]
 
 
 @pytest.mark.parametrize(
