@@ -44,7 +44,12 @@ from python_backend.manifest import (
     ModelFolder,
 )
 
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "config.json")
+_PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "config.json",
+)
 _DEFAULT_MAX_MODEL_LEN = 4096
 _STAGES = ("", names.PREPROCESS_SUFFIX, names.ENCODER_SUFFIX, names.DECODER_SUFFIX)
 
@@ -212,7 +217,7 @@ def _build_into(
 
 
 def _copy_processor(checkpoint: Path, target: Path) -> None:
-    """The tokenizer as one tokenizer.json with its chat template, and the image processor's config."""
+    """The tokenizer as one tokenizer.json with its chat template, and the processors' configs."""
     target.mkdir(parents=True)
     try:
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(target)

@@ -64,9 +64,9 @@ class Qwen2VL(ModelFamily):
         other._bounds = bounds
         return other
 
-    def _size(self, detail: Detail) -> dict[str, int]:
-        """The fewest and most pixels, under the names that the processor has for them."""
-        fewest, most = (self._processor.size[f"{name}_edge"] for name in ("shortest", "longest"))
+    def _size(self, size: Mapping[str, int], detail: Detail = "auto") -> dict[str, int]:
+        """The fewest and most pixels of `size`, as far as the request wants them, under the same names."""
+        fewest, most = (size[f"{name}_edge"] for name in ("shortest", "longest"))
         lower = min(max(self._bounds.min_pixels or fewest, fewest), most)
         upper = min(self._bounds.max_pixels or most, most)
         if detail == "low":
@@ -74,7 +74,7 @@ class Qwen2VL(ModelFamily):
         return {"shortest_edge": lower, "longest_edge": max(upper, lower)}
 
     def prepare_image(self, image: Image.Image, detail: Detail, num_images: int) -> PreparedImage:
-        batch = self._processor(images=[image], size=self._size(detail))
+        batch = self._processor(images=[image], size=self._size(self._processor.size, detail))
         grid = np.asarray(batch["image_grid_thw"], np.int64)
         features = {"pixel_values": np.asarray(batch["pixel_values"]), "image_grid_thw": grid}
         return PreparedImage(features, int(grid.prod()) // self._merge**2)
@@ -84,19 +84,19 @@ class Qwen2VL(ModelFamily):
         return int(self.config["video_token_id"])
 
     def prepare_video(self, video: Video) -> PreparedImage:
-        size = self._size("auto")
+        size = self._size(self._processor.size)
         most = _MAX_TOKENS_PER_FRAME * (self._patch * self._merge) ** 2
         size["longest_edge"] = max(min(size["longest_edge"], most), size["shortest_edge"])
-        return self._prepare_frames(video, size)
+        return self._prepare_frames(video, size=size)
 
-    def _prepare_frames(self, video: Video, size: dict[str, int]) -> PreparedImage:
+    def _prepare_frames(self, video: Video, **resizing: Any) -> PreparedImage:
         """The processor makes a patch of one picture repeated; here it is of pictures that follow each other.
 
         Source: `Qwen2VLVideoProcessor.patchify` in transformers 5.23, which needs torchvision.
         """
         frames, depth = list(video.frames), self._frames_per_patch
         frames += frames[-1:] * (-len(frames) % depth)
-        batch = self._processor(images=frames, size=size)
+        batch = self._processor(images=frames, **resizing)
         _, rows, columns = batch["image_grid_thw"][0]
         shape = (len(frames) // depth, depth, rows * columns, -1, depth, self._patch**2)
         repeated = np.asarray(batch["pixel_values"]).reshape(shape)

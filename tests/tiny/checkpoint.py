@@ -29,6 +29,8 @@ def make_checkpoint(folder: Path, shape: Shape) -> Path:
     write_tokenizer(folder, shape.more_special, shape.chat_template, shape.more_visible)
     if shape.preprocessor is not None:
         _write_json(folder / "preprocessor_config.json", shape.preprocessor)
+    if shape.video_preprocessor is not None:
+        _write_json(folder / "video_preprocessor_config.json", shape.video_preprocessor)
     _write_json(folder / "config.json", shape.config)
     config = AutoConfig.from_pretrained(folder)
     if shape.layout == "hub":

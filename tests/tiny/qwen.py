@@ -149,7 +149,18 @@ def _qwen3_vl(
     }
     preprocessor = _preprocessor(vision["patch_size"], "Qwen3VLProcessor")
     preprocessor |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    return Shape(name=name, config=config, preprocessor=preprocessor, **more)
+    side = 2 * vision["patch_size"]
+    return Shape(
+        name=name,
+        config=config,
+        preprocessor=preprocessor,
+        video_preprocessor={
+            **preprocessor,
+            "size": {"shortest_edge": 8 * side**2, "longest_edge": 28 * side**2},
+            "video_processor_type": "Qwen3VLVideoProcessor",
+        },
+        **more,
+    )
 
 
 # What TensorRT has attention kernels for: heads of 32 or more, and four query heads for decoding

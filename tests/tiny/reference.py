@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, GenerationConfig
+from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
@@ -28,9 +29,15 @@ from transformers.models.llava_onevision.processing_llava_onevision import Llava
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.mllama.processing_mllama import MllamaProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import (
+    Qwen3VLVideoProcessor,
+    smart_resize,
+)
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 from transformers.processing_utils import ProcessorMixin
+from transformers.video_utils import VideoMetadata
 
 Inputs = dict[str, torch.Tensor]
 
@@ -57,7 +64,7 @@ def _qwen(
     images: list[Image.Image],
     videos: Sequence[Mapping[str, Any]] = (),
 ) -> Inputs:
-    """As `Qwen2_5_VLProcessor` of transformers 5.23, which itself wants torchvision for videos."""
+    """As the line's processors of transformers 5.23, which themselves want torchvision for videos."""
     placeholder, inputs = "<|image_pad|>", {}
     if images:
         processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
@@ -65,7 +72,10 @@ def _qwen(
         for grid in inputs["image_grid_thw"]:
             text = text.replace(placeholder, "<|placeholder|>" * (int(grid.prod()) // 4), 1)
         text = text.replace("<|placeholder|>", placeholder)
-    if videos:
+    if videos and config["model_type"] == "qwen3_vl":
+        video_inputs, text = _qwen3_videos(checkpoint, tokenizer, text, videos)
+        inputs |= video_inputs
+    elif videos:
         inputs |= _qwen_videos(checkpoint, videos)
         if config["model_type"] != "qwen2_5_vl":
             del inputs["second_per_grid_ts"]
@@ -107,6 +117,55 @@ def _qwen_videos(checkpoint: Path, videos: Sequence[Mapping[str, Any]]) -> Input
         "video_grid_thw": torch.tensor(grids),
         "second_per_grid_ts": torch.tensor([depth / video["fps"] for video in videos]),
     }
+
+
+class _PictureProcessor(Qwen2VLImageProcessorPil):
+    """One that resizes to any size."""
+
+    resize = PilBackend.resize
+
+
+class _Qwen3VLProcessor(Qwen3VLProcessor):
+    """The real one, without the check of its video processor's class, which wants torchvision."""
+
+    def check_argument_for_proper_class(self, *_: Any) -> None: ...
+
+
+def _qwen3_videos(
+    checkpoint: Path, tokenizer: Any, text: str, videos: Sequence[Mapping[str, Any]]
+) -> tuple[Inputs, str]:
+    """Inputs, and the text with its videos expanded; only the resizing itself is not the real one."""
+    processor = Qwen3VLVideoProcessor.from_pretrained(checkpoint)
+    patch, merge, depth = processor.patch_size, processor.merge_size, processor.temporal_patch_size
+    pixels, grids, metadata = [], [], []
+    for video in videos:
+        num_frames, fps = len(video["video"]), video["fps"]
+        width, height = Image.open(io.BytesIO(video["video"][0])).size
+        height, width = smart_resize(
+            num_frames,
+            height,
+            width,
+            temporal_factor=depth,
+            factor=patch * merge,
+            min_pixels=processor.size["shortest_edge"],
+            max_pixels=processor.size["longest_edge"],
+        )
+        size = SizeDict(height=height, width=width)
+        batch = _frames(_PictureProcessor.from_pretrained(checkpoint), video, size=size)[None]
+        patches, *grid = processor.patchify(batch, patch, merge, depth)
+        pixels.append(patches[0])
+        grids.append(grid)
+        indices = list(range(num_frames))
+        metadata.append(VideoMetadata(num_frames, fps=fps, frames_indices=indices))
+    inputs = {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.tensor(grids)}
+    pictures = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
+    whole = _Qwen3VLProcessor(pictures, tokenizer, processor)
+    replacements = [
+        whole.replace_video_token({**inputs, "video_metadata": metadata}, i)
+        for i in range(len(videos))
+    ]
+    (text,), _ = whole.get_text_with_replacements([text], videos_replacements=replacements)
+    return inputs, text
 
 
 def _text_only(

@@ -17,6 +17,7 @@ class Shape:
         name: of the folder.
         config: config.json.
         preprocessor: preprocessor_config.json; None for a model that reads text only.
+        video_preprocessor: video_preprocessor_config.json, if there is one.
         layout: `hub` (config and tensor names as on the hub) or `transformers` (what
             `save_pretrained` of transformers 5 writes).
         hub_names: beginnings of the names of transformers 5, and what the hub has instead.
@@ -31,6 +32,7 @@ class Shape:
     name: str
     config: Mapping[str, Any]
     preprocessor: Mapping[str, Any] | None
+    video_preprocessor: Mapping[str, Any] | None = None
     layout: Literal["hub", "transformers"] = "hub"
     hub_names: Mapping[str, str] = field(default_factory=dict)
     more_special: tuple[str, ...] = ()

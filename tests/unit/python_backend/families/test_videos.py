@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import (
+    Qwen3VLVideoProcessor,
+    smart_resize,
+)
 
 from python_backend.config import EngineConfig
 from python_backend.errors import InvalidRequestError
+from python_backend.families import load_family
+from python_backend.families.base import PixelBounds
+from python_backend.families.qwen3_vl import fit_frames, read_video_size
 from python_backend.preprocess import Preprocessor
 from python_backend.sampling_params import SamplingParams
+from python_backend.video import Video
 from python_backend.vlm import VLM, split_images
 from tests.tiny.llava import LLAVA_ONEVISION
-from tests.tiny.pictures import png
-from tests.tiny.qwen import QWEN2_5_VL, QWEN2_VL
+from tests.tiny.pictures import picture, png
+from tests.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from tests.tiny.reference import hf_greedy, hf_inputs
 
-QWEN = [shape.name for shape in (*QWEN2_5_VL, *QWEN2_VL)]
+QWEN3 = [shape.name for shape in QWEN3_VL]
+QWEN = [shape.name for shape in (*QWEN2_5_VL, *QWEN2_VL, *QWEN3_VL)]
 LLAVA = [shape.name for shape in LLAVA_ONEVISION]
 NUM_TOKENS = 10
+_SIZES = [{"shortest_edge": 4096, "longest_edge": 10**6 + i} for i in range(3)]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
 NEAR_TIE = 1e-4
 
@@ -56,8 +70,14 @@ LLAVA_CONVERSATIONS = {
 }
 
 
-def _conversations(tiny):
-    return LLAVA_CONVERSATIONS if tiny.shape.name in LLAVA else CONVERSATIONS
+# Hugging Face refuses a single frame.
+QWEN3_CONVERSATIONS = {name: CONVERSATIONS[name] for name in ("even", "odd", "with pictures")}
+
+
+def _conversations(name):
+    if name in LLAVA:
+        return LLAVA_CONVERSATIONS
+    return QWEN3_CONVERSATIONS if name in QWEN3 else CONVERSATIONS
 
 
 @pytest.fixture(scope="module", params=[*QWEN, *LLAVA])
@@ -85,8 +105,9 @@ def test_another_order_than_the_templates_is_refused(tiny_models, shape):
         Preprocessor(tiny_models(shape).model).prepare({"messages": messages}, files)
 
 
-@pytest.mark.parametrize("shape", QWEN)
-@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize(
+    ("shape", "name"), [(shape, name) for shape in QWEN for name in _conversations(shape)]
+)
 def test_prompt_pixels_and_positions_equal_huggingfaces(tiny_models, shape, name):
     tiny = tiny_models(shape)
     expected = hf_inputs(tiny.checkpoint, CONVERSATIONS[name])
@@ -110,6 +131,68 @@ def test_prompt_pixels_and_positions_equal_huggingfaces(tiny_models, shape, name
     np.testing.assert_array_equal(prepared.prompt.position_ids, positions[:, 0].numpy())
 
 
+@pytest.mark.parametrize("shape", QWEN3)
+def test_single_frame_of_qwen3_is_shown_twice_at_its_time(tiny_models, shape):
+    preprocessor = Preprocessor(tiny_models(shape).model)
+    prepared = []
+    for num_frames in (1, 2):
+        video = {"type": "video", "video": [png(90, 60)] * num_frames}
+        messages, files = split_images([{"role": "user", "content": [video]}])
+        prepared.append(preprocessor.prepare({"messages": messages}, files).images[0])
+    single, double = prepared
+    for key in ("pixel_values", "image_grid_thw"):
+        np.testing.assert_array_equal(single.features[key], double.features[key])
+    text = preprocessor.family.image_text(single)
+    pads = "<|video_pad|>" * single.num_tokens
+    assert text == f"<0.0 seconds><|vision_start|>{pads}<|vision_end|>"
+
+
+@settings(max_examples=60, deadline=None)
+@given(num_frames=st.integers(2, 33), height=st.integers(8, 900), width=st.integers(8, 900))
+def test_size_of_qwen3s_frames_equals_huggingfaces(num_frames, height, width):
+    fitted = fit_frames(
+        (num_frames, height, width),
+        depth=2,
+        factor=32,
+        size={"shortest_edge": 50_000, "longest_edge": 1_000_000},
+    )
+    assert fitted == smart_resize(
+        num_frames, height, width, factor=32, min_pixels=50_000, max_pixels=1_000_000
+    )
+
+
+def test_bounds_of_a_request_are_for_all_of_qwen3s_frames_together(tiny_models):
+    model = tiny_models(QWEN3[0]).model
+    family = load_family(model.manifest.config, model.processor_dir)
+    video = Video.of_frames([picture(320, 320)] * 4, 2.0)
+    few = family.within(PixelBounds(max_pixels=8 * 32**2)).prepare_video(video)
+    assert family.prepare_video(video).features["image_grid_thw"].tolist() == [[2, 4, 4]]
+    assert few.features["image_grid_thw"].tolist() == [[2, 2, 2]]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"preprocessor_config.json": {"size": _SIZES[0]}},
+        {"preprocessor_config.json": {"min_pixels": 9}},
+        {
+            "preprocessor_config.json": {"size": _SIZES[0]},
+            "video_preprocessor_config.json": {"size": _SIZES[1]},
+            "processor_config.json": {"processor_class": "Qwen3VLProcessor"},
+        },
+        {
+            "preprocessor_config.json": {"size": _SIZES[0]},
+            "processor_config.json": {"video_processor": {"size": _SIZES[2]}},
+        },
+    ],
+)
+def test_limits_of_qwen3s_videos_are_read_where_huggingface_reads_them(tmp_path, files):
+    for name, config in files.items():
+        (tmp_path / name).write_text(json.dumps(config))
+    expected = Qwen3VLVideoProcessor.from_pretrained(tmp_path).size
+    assert read_video_size(tmp_path) == dict(expected)
+
+
 @pytest.mark.parametrize(
     "config",
     [EngineConfig(), EngineConfig(max_num_batched_tokens=16, max_encoder_patches=64)],
@@ -118,11 +201,11 @@ def test_prompt_pixels_and_positions_equal_huggingfaces(tiny_models, shape, name
 def test_greedy_tokens_equal_huggingfaces(tiny, config):
     found = {}
     with VLM(tiny.model.folder, config) as vlm:
-        for name, messages in _conversations(tiny).items():
+        for name, messages in _conversations(tiny.shape.name).items():
             (generation,) = vlm.generate([messages], GREEDY)
             found[name] = list(generation.token_ids)
     expected = {}
-    for name, messages in _conversations(tiny).items():
+    for name, messages in _conversations(tiny.shape.name).items():
         inputs = hf_inputs(tiny.checkpoint, messages)
         expected[name], lead = hf_greedy(tiny.hf, inputs, NUM_TOKENS)
         assert lead > NEAR_TIE, f"{tiny.shape.name}, {name}: near tie, choose another seed"
