@@ -10,16 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, Tag, model_validator
 
-from openai_frontend.protocol import (
-    ChatCompletionRequest,
-    Fields,
-    FunctionName,
-    JsonObject,
-    JsonSchema,
-    StopStrings,
-    by_type,
-    text_or_list,
-)
+from openai_frontend.protocol.fields import Fields, JsonObject, JsonSchema, by_type, text_or_list
+from openai_frontend.protocol.messages import FunctionName
+from openai_frontend.protocol.requests import ChatCompletionRequest, StopStrings
 from openai_frontend.sse import dumps
 from openai_frontend.unsupported import UNSUPPORTED_MESSAGES, documented, without_unsupported
 from python_backend.errors import InvalidRequestError

@@ -23,12 +23,12 @@ from openai_frontend.generation import Generation, Tally, deltas_of
 from openai_frontend.media import MediaLoader
 from openai_frontend.model_choice import find_model, to_chat
 from openai_frontend.prompts import prompt_of
-from openai_frontend.protocol import (
+from openai_frontend.protocol.requests import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerationFields,
-    Tool,
 )
+from openai_frontend.protocol.tools import Tool
 from openai_frontend.record import RequestRecord
 from openai_frontend.response_answers import ResponsesAnswer
 from openai_frontend.response_history import ResponseHistory

@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 import pydantic_core
 
-from openai_frontend.protocol import (
+from openai_frontend.protocol.messages import (
     ContentPart,
     ImageUrl,
     Message,
     TextPart,
-    Tool,
     ToolCall,
     VideoPart,
 )
+from openai_frontend.protocol.tools import Tool
 from openai_frontend.validation import is_finite
 from python_backend.errors import InvalidRequestError
 

@@ -9,7 +9,7 @@ from openai_frontend.anthropic_messages import CountTokensRequest
 from openai_frontend.backend import Backend, ModelInfo
 from openai_frontend.conversation import ImageSource
 from openai_frontend.errors import ModelNotFoundError
-from openai_frontend.protocol import ChatCompletionRequest
+from openai_frontend.protocol.requests import ChatCompletionRequest
 from python_backend.errors import InvalidRequestError
 
 

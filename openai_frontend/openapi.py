@@ -21,7 +21,7 @@ from openai_frontend.answer_models import anthropic, completions, responses, ser
 from openai_frontend.answer_models.base import ErrorAnswer
 from openai_frontend.anthropic_messages import CountTokensRequest, MessagesRequest
 from openai_frontend.errors import kinds_of
-from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest
+from openai_frontend.protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_frontend.response_history import ItemQuery
 from openai_frontend.responses_api import ResponsesRequest
 from openai_frontend.tokenize_requests import DetokenizeRequest, TokenizeRequest

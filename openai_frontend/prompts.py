@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from openai_frontend.conversation import ImageSource, to_prompt
-from openai_frontend.protocol import ConversationFields, Message, Tool
+from openai_frontend.protocol.messages import Message
+from openai_frontend.protocol.prompt_options import ConversationFields
+from openai_frontend.protocol.tools import Tool
 from openai_frontend.settings import Settings
 from openai_frontend.videos import set_sampling
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, TypeAdapter
 
-from openai_frontend.protocol import Fields, FunctionName, by_type, text_or_list
+from openai_frontend.protocol.fields import Fields, by_type, text_or_list
+from openai_frontend.protocol.messages import FunctionName
 from python_backend.errors import InvalidRequestError
 
 _ItemId = Annotated[str, Field(min_length=1, max_length=512)]

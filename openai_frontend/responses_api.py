@@ -8,19 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, Tag, model_validator
 
-from openai_frontend.protocol import (
-    MAX_MESSAGES,
-    MAX_TOP_LOGPROBS,
-    WORD_OR_TOOL,
-    AnyToolChoice,
-    ChatCompletionRequest,
-    Fields,
-    FunctionName,
-    JsonSchema,
-    NamedSchema,
-    by_type,
-    text_or_list,
-)
+from openai_frontend.protocol.fields import Fields, JsonSchema, by_type, text_or_list
+from openai_frontend.protocol.messages import MAX_MESSAGES, FunctionName
+from openai_frontend.protocol.output_format import NamedSchema
+from openai_frontend.protocol.requests import MAX_TOP_LOGPROBS, ChatCompletionRequest
+from openai_frontend.protocol.tools import WORD_OR_TOOL, AnyToolChoice
 from openai_frontend.response_items import ChatMessages, InputItem
 from openai_frontend.unsupported import UNSUPPORTED_RESPONSES, documented, without_unsupported
 from python_backend.errors import InvalidRequestError

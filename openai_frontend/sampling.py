@@ -6,7 +6,11 @@ import hmac
 from typing import Any
 
 from openai_frontend.api_keys import ApiKey
-from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest, GenerationFields
+from openai_frontend.protocol.requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationFields,
+)
 from python_backend.errors import InvalidRequestError
 
 # Fields whose name and meaning are the same in HTTP and in the decoder.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openai_frontend.protocol import GenerationFields
+from openai_frontend.protocol.requests import GenerationFields
 from python_backend.errors import InvalidRequestError
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from openai_frontend.protocol import ConversationFields, Fields, Message, TokenIds
+from openai_frontend.protocol.fields import Fields
+from openai_frontend.protocol.messages import Message
+from openai_frontend.protocol.prompt_options import ConversationFields
+from openai_frontend.protocol.requests import TokenIds
 from python_backend.errors import InvalidRequestError
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from openai_frontend.protocol import ChatCompletionRequest, NamedTool, Tool
+from openai_frontend.protocol.requests import ChatCompletionRequest
+from openai_frontend.protocol.tools import NamedTool, Tool
 from python_backend.errors import InvalidRequestError
 from python_backend.tool_calls import ToolFormat
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openai_frontend.protocol import MediaIoKwargs
+from openai_frontend.protocol.prompt_options import MediaIoKwargs
 from openai_frontend.settings import Settings
 from python_backend.errors import InvalidRequestError
 

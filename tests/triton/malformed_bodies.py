@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from openai_frontend.anthropic_messages import MessagesRequest
-from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest
+from openai_frontend.protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_frontend.responses_api import ResponsesRequest
 from openai_frontend.unsupported import (
     UNSUPPORTED_CHAT,

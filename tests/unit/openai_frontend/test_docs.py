@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from openai_frontend.errors import INVALID_REQUEST_CODES
-from openai_frontend.protocol import ChatCompletionRequest, CompletionRequest
+from openai_frontend.protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_frontend.record import ENDPOINTS
 from openai_frontend.responses_api import ResponsesRequest
 from openai_frontend.settings import Settings

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from openai_frontend.backend import Delta
 from openai_frontend.errors import ServiceUnavailableError
-from openai_frontend.protocol import ChatCompletionRequest
+from openai_frontend.protocol.requests import ChatCompletionRequest
 from openai_frontend.settings import Settings
 from openai_frontend.unsupported import UNSUPPORTED_CHAT
 from python_backend.errors import (
