@@ -210,7 +210,7 @@ def _build_into(
         manifest,
         tool_format=family.template.tool_format,
         reasoning_marks=family.template.reasoning_marks,
-        takes_videos=family.video_token_id is not None,
+        takes_videos=family.takes_videos,
     )
     write_repository(staging, manifest, family.encoder_tensors)
     return manifest

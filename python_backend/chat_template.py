@@ -79,6 +79,21 @@ class Conversation:
     options: TemplateOptions = field(default_factory=TemplateOptions)
 
 
+@dataclass(frozen=True, slots=True)
+class VideoTemplate:
+    """What takes the place of the checkpoint's template where a conversation has a video.
+
+    It writes roles and parts, and nothing else.
+
+    Attributes:
+        template: Jinja.
+        placeholder: what it writes where a video is; text, no token.
+    """
+
+    template: str
+    placeholder: str
+
+
 class ChatTemplate:
     """Renders and tokenizes.
 
@@ -87,14 +102,15 @@ class ChatTemplate:
         placeholder_id: the token that the template writes where an image is; None for a model that reads
             text only.
         image_token_id: the token that stands for one image embedding; often the same.
-        video_token_id: the token that does both for a video; None for a model that takes none.
+        video_token_id: the token that does both for a video; None for a model that has none.
+        video_template: the family's own for conversations with videos, if it has one.
 
     Raises:
         BundleError: the tokenizer has no such token.
 
     Attributes:
         image_token: the second, as text; empty for a model that reads text only.
-        video_token: the third, as text; empty for a model that takes no videos.
+        video_token: the third, as text; empty for a model that has none.
     """
 
     def __init__(
@@ -103,6 +119,7 @@ class ChatTemplate:
         placeholder_id: int | None = None,
         image_token_id: int | None = None,
         video_token_id: int | None = None,
+        video_template: VideoTemplate | None = None,
     ) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(processor_dir)
         self._plain = self._tokenizer.backend_tokenizer
@@ -111,19 +128,22 @@ class ChatTemplate:
         self._added = {token_id: token.content for token_id, token in added.items()}
         image_ids = (placeholder_id, image_token_id, video_token_id)
         self._image_ids = {i for i in image_ids if i is not None}
-        placeholder, self.image_token, self.video_token = (
-            "" if i is None else self.text_of(i) for i in image_ids
-        )
+        tokens = ["" if i is None else self.text_of(i) for i in image_ids]
+        placeholder, self.image_token, self.video_token = tokens
+        self._image_tokens = [token for token in tokens if token]
         self._placeholders = {placeholder: "image", self.video_token: "video"}
         self._placeholders.pop("", None)
+        self._video_template = video_template
+        if video_template is not None:
+            self._placeholders[video_template.placeholder] = "video"
         self._placeholder = re.compile("|".join(map(re.escape, self._placeholders)))
         # Longest first, so that no token hides another that it begins.
         names = sorted(self._special_ids, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, names)))
         # The beginning is enough, and at the end of a text less than that: its neighbour in the
         # rendered conversation may complete it.
-        begins = sorted({name[:_NUM_SHOWN_CHARS] for name in names})
-        ends = sorted({begin[0] for begin in begins})
+        begins = sorted({name[:_NUM_SHOWN_CHARS] for name in (*names, *self._placeholders)})
+        self._firsts = ends = sorted({begin[0] for begin in begins})
         self._begins = re.compile(
             "|".join([*map(re.escape, begins), *(re.escape(end) + r"(?=\s*$)" for end in ends)])
         )
@@ -208,9 +228,11 @@ class ChatTemplate:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]],
         options: TemplateOptions = _DEFAULT_OPTIONS,
+        template: str | None = None,
     ) -> str:
         text: str = self._tokenizer.apply_chat_template(
             list(messages),
+            chat_template=template,
             tools=list(tools) or None,
             tokenize=False,
             add_generation_prompt=options.add_generation_prompt,
@@ -231,8 +253,14 @@ class ChatTemplate:
         disarmed_tools = _map_strings(tools, "tools", disarm)
         # Llama's template takes the results of tools, and beside tools the first message, for strings.
         disarmed = [_with_plain_text(m) if tools or m["role"] == "tool" else m for m in disarmed]
+        kinds = _media_kinds(messages)
+        template = None
+        if self._video_template is not None and "video" in kinds:
+            _check_for_video_template(conversation)
+            template = self._video_template.template
+            disarmed = [_with_parts(m) for m in disarmed]
         try:
-            text = self._render(disarmed, disarmed_tools, conversation.options)
+            text = self._render(disarmed, disarmed_tools, conversation.options, template)
         except Exception as error:  # templates raise whatever their author chose
             if "continue_final_message" in str(error):
                 raise InvalidRequestError(
@@ -243,13 +271,6 @@ class ChatTemplate:
             raise InvalidRequestError(
                 f"the model's chat template refuses this conversation: {error}", param="messages"
             ) from error
-        kinds = [
-            part["type"]
-            for message in messages
-            if not isinstance(message["content"], str)
-            for part in message["content"]
-            if part["type"] != "text"
-        ]
         text = self._insert_images(text, kinds, image_texts, conversation)
         typed = str.maketrans({stand_in: char for char, stand_in in stand_ins.items()})
         ids: list[int] = []
@@ -297,12 +318,11 @@ class ChatTemplate:
             self._plain.encode_special_tokens = False
 
     def _free_stand_ins(self, given: Sequence[Any]) -> dict[str, str]:
-        """For every character that begins a control token, one that the JSON `given` does not contain."""
+        """For every character that begins a control token or placeholder, one that is not in JSON `given`."""
         taken = set(json.dumps(given, ensure_ascii=False))
         free = (char for char in map(chr, _PRIVATE_USE) if char not in taken)
-        firsts = sorted({name[0] for name in self._special_ids})
         try:
-            return {first: next(free) for first in firsts}
+            return {first: next(free) for first in self._firsts}
         except StopIteration:
             raise InvalidRequestError(
                 "the messages contain every private-use character of Unicode; leave one out",
@@ -310,13 +330,13 @@ class ChatTemplate:
             ) from None
 
     def _disarm(self, text: str, param: str, stand_ins: Mapping[str, str]) -> str:
-        """`text` in which no control token begins, also not together with what follows it."""
+        """`text` in which no control token or placeholder begins, also not together with what follows it."""
         self._check(text, param)
         return self._begins.sub(lambda match: stand_ins[match[0][0]] + match[0][1:], text)
 
     def _check(self, text: str, param: str) -> None:
-        for token in (*self._placeholders, self.image_token):
-            if token and token in text:
+        for token in self._image_tokens:
+            if token in text:
                 raise self._image_token_error(token, param)
         try:
             text.encode()
@@ -370,6 +390,31 @@ def _map_strings(value: Any, param: str, change: Callable[[str, str], str]) -> A
     return value
 
 
+def _media_kinds(messages: Sequence[Message]) -> list[str]:
+    """`image` or `video` for each that the messages have, in order."""
+    return [
+        part["type"]
+        for message in messages
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part["type"] != "text"
+    ]
+
+
+def _check_for_video_template(conversation: Conversation) -> None:
+    """Refuse what a family's template for videos would leave out."""
+    if (
+        conversation.tools
+        or conversation.options.variables
+        or any(message.keys() - {"role", "content"} for message in conversation.messages or ())
+    ):
+        raise InvalidRequestError(
+            "beside a video the model's chat template takes neither tools nor reasoning nor "
+            "chat_template_kwargs: leave them out",
+            param="messages",
+        )
+
+
 def _where_images_may_be(conversation: Conversation) -> str:
     """What to do about images that a chat template leaves out."""
     if conversation.tools:
@@ -385,3 +430,11 @@ def _with_plain_text(message: dict[str, Any]) -> dict[str, Any]:
     if isinstance(content, str) or any(part["type"] != "text" for part in content):
         return message
     return {**message, "content": "".join(part["text"] for part in content)}
+
+
+def _with_parts(message: dict[str, Any]) -> dict[str, Any]:
+    """`message` with parts in place of a string."""
+    content = message["content"]
+    if not isinstance(content, str):
+        return message
+    return {**message, "content": [{"type": "text", "text": content}]}

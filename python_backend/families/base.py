@@ -21,7 +21,7 @@ from python_backend.spec import TensorSpec
 from python_backend.video import Video
 
 if TYPE_CHECKING:
-    from python_backend.chat_template import ChatTemplate, Conversation
+    from python_backend.chat_template import ChatTemplate, Conversation, VideoTemplate
 
 Features = Mapping[str, np.ndarray]
 """Tensors of one or several images, as they cross from preprocess to encoder."""
@@ -122,7 +122,11 @@ class ModelFamily(ABC):
         from python_backend.chat_template import ChatTemplate
 
         return ChatTemplate(
-            self.processor_dir, self.placeholder_id, self.image_token_id, self.video_token_id
+            self.processor_dir,
+            self.placeholder_id,
+            self.image_token_id,
+            self.video_token_id,
+            self.video_template,
         )
 
     @property
@@ -137,8 +141,18 @@ class ModelFamily(ABC):
 
     @property
     def video_token_id(self) -> int | None:
-        """The token that stands for one embedding of a video; None if the model takes no videos."""
+        """The token that stands for one embedding of a video; None if there is no such token."""
         return None
+
+    @property
+    def video_template(self) -> VideoTemplate | None:
+        """The family's own chat template for conversations with videos; None: the checkpoint's does."""
+        return None
+
+    @property
+    def takes_videos(self) -> bool:
+        """Whether a conversation may have videos."""
+        return self.video_token_id is not None or self.video_template is not None
 
     def within(self, bounds: PixelBounds) -> Self:
         """This family with pictures of so many pixels, as far as the checkpoint allows them.
@@ -170,7 +184,7 @@ class ModelFamily(ABC):
         """
 
     def prepare_video(self, video: Video) -> PreparedImage:
-        """The same for a video; only families with a `video_token_id` have it."""
+        """The same for a video; only families that `takes_videos` have it."""
         raise NotImplementedError
 
     def image_text(self, image: PreparedImage) -> str:

@@ -7,7 +7,6 @@ Dimension letters: N patches, T pairs of frames.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ import numpy as np
 
 from python_backend.families.base import Features, PreparedImage
 from python_backend.families.qwen2_vl import Qwen2VL
+from python_backend.families.video_config import read_video_config
 from python_backend.video import Video
 
 _DEFAULT_VIDEO_SIZE = {"shortest_edge": 128 * 32**2, "longest_edge": 768 * 32**2}
@@ -95,19 +95,8 @@ class Qwen3VL(Qwen2VL):
 
 
 def read_video_size(folder: Path) -> Mapping[str, int]:
-    """`size` of the checkpoint's video processor, the image processor's if it has none of its own.
-
-    Source: `BaseVideoProcessor.get_video_processor_dict` in transformers 5.23, whose class needs torch.
-    """
-    names = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
-    configs: dict[str, dict[str, Any]] = {
-        name: json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in names
-        if (folder / name).exists()
-    }
-    nested = configs.pop(names[0], {}).get("video_processor")
-    config = nested or next(iter(configs.values()), {})
-    size: Mapping[str, int] = config.get("size", _DEFAULT_VIDEO_SIZE)
+    """`size` of the checkpoint's video processor."""
+    size: Mapping[str, int] = read_video_config(folder).get("size", _DEFAULT_VIDEO_SIZE)
     return size
 
 

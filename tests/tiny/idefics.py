@@ -80,6 +80,9 @@ def _shape(
         "do_normalize": True,
         "do_pad": True,
     }
+    if model_type == "smolvlm":  # as on the hub; `video_size` gives way to the size above
+        size = {"longest_edge": side}
+        preprocessor["video_sampling"] = {"fps": 1, "max_frames": 64, "video_size": size}
     return Shape(
         name=name,
         config=config,

@@ -34,9 +34,15 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import (
     Qwen3VLVideoProcessor,
     smart_resize,
 )
+from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
+from transformers.models.smolvlm.processing_smolvlm import (
+    DEFAULT_CHAT_TEMPLATE,
+    SmolVLMProcessor,
+)
+from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 from transformers.processing_utils import ProcessorMixin
+from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 Inputs = dict[str, torch.Tensor]
@@ -46,12 +52,16 @@ def hf_inputs(checkpoint: Path, messages: Sequence[Mapping[str, Any]], **options
     """Inputs of the Hugging Face model, as the processor of its family makes them."""
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     parts = [p for m in messages if isinstance(m["content"], list) for p in m["content"]]
     images = [Image.open(io.BytesIO(p["image"])) for p in parts if p["type"] == "image"]
     videos = [part for part in parts if part["type"] == "video"]
+    template = None
     if videos:
         options["videos"] = videos
+        template = DEFAULT_CHAT_TEMPLATE if config["model_type"] == "smolvlm" else None
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
     make = _MAKERS.get(config["model_type"], _qwen)
     return make(checkpoint, config, tokenizer, text, images, **options)
 
@@ -262,7 +272,12 @@ class _SmolVLMProcessor(SmolVLMProcessor):
 
 
 def _idefics3(
-    checkpoint: Path, config: Any, tokenizer: Any, text: str, images: list[Image.Image]
+    checkpoint: Path,
+    config: Any,
+    tokenizer: Any,
+    text: str,
+    images: list[Image.Image],
+    videos: Sequence[Mapping[str, Any]] = (),
 ) -> Inputs:
     vision = config["vision_config"]
     side = vision["image_size"] // vision["patch_size"] // config["scale_factor"]
@@ -271,9 +286,62 @@ def _idefics3(
     else:
         make, image_processor = Idefics3Processor, Idefics3ImageProcessorPil
     processor = make(image_processor.from_pretrained(checkpoint), tokenizer, image_seq_len=side**2)
+    if videos:
+        return _smolvlm_videos(checkpoint, processor, text, images, videos)
     inputs = processor(text=[text], images=[images] if images else None, return_tensors="pt")
     names = ("input_ids", "pixel_values", "pixel_attention_mask")
     return {name: inputs[name] for name in names if name in inputs}
+
+
+_NUMBER_WORDS = {1: "one", 3: "three", 4: "four", 5: "five"}
+
+
+def _smolvlm_videos(
+    checkpoint: Path,
+    processor: SmolVLMProcessor,
+    text: str,
+    images: list[Image.Image],
+    videos: Sequence[Mapping[str, Any]],
+) -> Inputs:
+    """Pixels are of the videos alone, as many frames of each: images' have the same name in Hugging Face."""
+    pictures = processor.image_processor
+    video_processor = SmolVLMVideoProcessor.from_pretrained(checkpoint)
+    size, resample = SizeDict(**video_processor.size), video_processor.resample
+
+    def resize(_: Any, frames: torch.Tensor, size: SizeDict, resample: Any, **__: Any) -> Any:
+        resized = [PilBackend.resize(pictures, frame.numpy(), size, resample) for frame in frames]
+        return torch.from_numpy(np.stack(resized))
+
+    batch, metadata = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseVideoProcessor, "resize", resize)  # which has torchvision do it
+        patch.setattr(processing_smolvlm, "num2words", _NUMBER_WORDS.__getitem__)
+        for video in videos:
+            files = [Image.open(io.BytesIO(file)).convert("RGB") for file in video["video"]]
+            frames = torch.from_numpy(np.stack([np.asarray(file) for file in files]))
+            frames = video_processor.resize(frames.permute(0, 3, 1, 2), size, resample)
+            scaled = [pictures.rescale(f.numpy(), video_processor.rescale_factor) for f in frames]
+            mean, std = video_processor.image_mean, video_processor.image_std
+            batch.append(np.stack([pictures.normalize(frame, mean, std) for frame in scaled]))
+            num_frames, fps = len(files), video["fps"]
+            indices = list(range(num_frames))
+            metadata.append(
+                VideoMetadata(
+                    num_frames, fps=fps, duration=num_frames / fps, frames_indices=indices
+                )
+            )
+        inputs = {
+            "pixel_values": torch.from_numpy(np.stack(batch).astype(np.float32)),
+            "video_metadata": metadata,
+        }
+        of_videos = [processor.replace_video_token(inputs, i) for i in range(len(videos))]
+    of_images = []
+    if images:
+        grids = pictures(images=[images], return_row_col_info=True)
+        of_images = [processor.replace_image_token(grids, i) for i in range(len(images))]
+    (text,), _ = processor.get_text_with_replacements([text], of_images, of_videos)
+    input_ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
+    return {"input_ids": input_ids, "pixel_values": inputs["pixel_values"]}
 
 
 def _mllama(

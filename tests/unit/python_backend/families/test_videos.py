@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import (
     Qwen3VLVideoProcessor,
     smart_resize,
 )
 
+from python_backend.chat_template import Conversation, TemplateOptions
 from python_backend.config import EngineConfig
-from python_backend.errors import InvalidRequestError
+from python_backend.errors import BundleError, InvalidRequestError
 from python_backend.families import load_family
 from python_backend.families.base import PixelBounds
+from python_backend.families.idefics3 import number_in_words
 from python_backend.families.qwen3_vl import fit_frames, read_video_size
 from python_backend.preprocess import Preprocessor
 from python_backend.sampling_params import SamplingParams
 from python_backend.video import Video
 from python_backend.vlm import VLM, split_images
+from tests.tiny.idefics import IDEFICS3
 from tests.tiny.llava import LLAVA_ONEVISION
 from tests.tiny.pictures import picture, png
 from tests.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
@@ -31,6 +36,7 @@ from tests.tiny.reference import hf_greedy, hf_inputs
 QWEN3 = [shape.name for shape in QWEN3_VL]
 QWEN = [shape.name for shape in (*QWEN2_5_VL, *QWEN2_VL, *QWEN3_VL)]
 LLAVA = [shape.name for shape in LLAVA_ONEVISION]
+SMOLVLM = [shape.name for shape in IDEFICS3 if shape.model_type == "smolvlm"]
 NUM_TOKENS = 10
 _SIZES = [{"shortest_edge": 4096, "longest_edge": 10**6 + i} for i in range(3)]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
@@ -44,6 +50,11 @@ def _video(num_frames, fps, size=(90, 60), seed=0):
 
 def _text(text):
     return {"type": "text", "text": text}
+
+
+def _prepare(tiny, conversation):
+    messages, files = split_images(conversation)
+    return Preprocessor(tiny.model).prepare({"messages": messages}, files)
 
 
 _IMAGE = {"type": "image", "image": png(64, 70, seed=9)}
@@ -74,13 +85,27 @@ LLAVA_CONVERSATIONS = {
 QWEN3_CONVERSATIONS = {name: CONVERSATIONS[name] for name in ("even", "odd", "with pictures")}
 
 
+# Its template for videos shows parts only, and Hugging Face wants as many frames of each video.
+SMOLVLM_CONVERSATIONS = {
+    **{name: CONVERSATIONS[name] for name in ("even", "odd", "single frame")},
+    "several": [
+        {"role": "system", "content": [_text("Be short.")]},
+        {"role": "user", "content": [_video(3, 0.01, (60, 60), 3), _text("Compare.")]},
+        {"role": "assistant", "content": [_text("Noise.")]},
+        {"role": "user", "content": [_text("With: "), _video(3, 0.3, (99, 40), 5)]},
+    ],
+}
+
+
 def _conversations(name):
+    if name in SMOLVLM:
+        return SMOLVLM_CONVERSATIONS
     if name in LLAVA:
         return LLAVA_CONVERSATIONS
     return QWEN3_CONVERSATIONS if name in QWEN3 else CONVERSATIONS
 
 
-@pytest.fixture(scope="module", params=[*QWEN, *LLAVA])
+@pytest.fixture(scope="module", params=[*QWEN, *LLAVA, *SMOLVLM])
 def tiny(request, tiny_models):
     return tiny_models(request.param)
 
@@ -103,6 +128,146 @@ def test_another_order_than_the_templates_is_refused(tiny_models, shape):
     messages, files = split_images(conversation)
     with pytest.raises(InvalidRequestError, match="images before videos"):
         Preprocessor(tiny_models(shape).model).prepare({"messages": messages}, files)
+
+
+@pytest.mark.parametrize("shape", SMOLVLM)
+@pytest.mark.parametrize("name", SMOLVLM_CONVERSATIONS)
+def test_prompt_and_pixels_of_smolvlm_equal_huggingfaces(tiny_models, shape, name):
+    tiny = tiny_models(shape)
+    expected = hf_inputs(tiny.checkpoint, SMOLVLM_CONVERSATIONS[name])
+    prepared = _prepare(tiny, SMOLVLM_CONVERSATIONS[name])
+    np.testing.assert_array_equal(prepared.prompt.token_ids, expected["input_ids"][0])
+    pixels = [image.features["pixel_values"] for image in prepared.images]
+    np.testing.assert_array_equal(np.stack(pixels), expected["pixel_values"].numpy())
+
+
+@pytest.mark.parametrize("shape", SMOLVLM)
+def test_pictures_stand_where_they_are_beside_a_video_of_smolvlm(tiny_models, shape):
+    tiny = tiny_models(shape)
+    video = _video(3, 2.0)
+    conversation = [{"role": "user", "content": [_IMAGE, video, _text("Compare."), _IMAGE]}]
+    prepared = _prepare(tiny, conversation)
+    expected = hf_inputs(tiny.checkpoint, conversation)
+    np.testing.assert_array_equal(prepared.prompt.token_ids, expected["input_ids"][0])
+    ((alone,), (film,)) = (
+        _prepare(tiny, [{"role": "user", "content": [part]}]).images for part in (_IMAGE, video)
+    )
+    family = load_family(tiny.model.manifest.config, tiny.model.processor_dir)
+    found = family.split_images(family.join_images(prepared.images))
+    assert len(found) == 3
+    for features, image in zip(found, (alone, film, alone), strict=True):
+        np.testing.assert_array_equal(features["pixel_values"], image.features["pixel_values"])
+
+
+@pytest.mark.parametrize("shape", SMOLVLM)
+def test_measured_rate_of_smolvlms_video_leaves_full_seconds_full(tiny_models, shape):
+    model = tiny_models(shape).model
+    family = load_family(model.manifest.config, model.processor_dir)
+    video = Video([picture(30, 30)] * 2, [0.0, 4203.0], 2 / 8405.99999999)
+    text = family.image_text(family.prepare_video(video))
+    assert text.startswith(
+        "You are provided the following series of two frames from a 2:20:06 [H:MM:SS] video.\n"
+    )
+    assert "\nFrame from 00:00:<" in text
+    assert "\nFrame from 70:03:<" in text
+
+
+@pytest.mark.parametrize("shape", SMOLVLM)
+def test_strings_count_as_text_parts_beside_a_video_of_smolvlm(tiny_models, shape):
+    def conversation(answer):
+        return [
+            {"role": "user", "content": [_video(1, 2.0)]},
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": [_text("And?")]},
+        ]
+
+    tiny = tiny_models(shape)
+    found, expected = (
+        _prepare(tiny, conversation(answer)).prompt.token_ids
+        for answer in ("Noise.", [_text("Noise.")])
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", SMOLVLM)
+@pytest.mark.parametrize("media", [[], [_video(1, 2.0)]], ids=["alone", "beside a video"])
+def test_typed_placeholder_of_smolvlms_videos_is_text(tiny_models, shape, media):
+    tiny = tiny_models(shape)
+    found, other = (
+        _prepare(
+            tiny, [{"role": "user", "content": [*media, _text(f"What is <{name}> in HTML?")]}]
+        ).prompt
+        for name in ("video", "audio")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny.checkpoint)
+    text = tokenizer.decode(found.token_ids)
+    assert text.count("<video>") == 1
+    assert text.replace("<video>", "<audio>") == tokenizer.decode(other.token_ids)
+
+
+@pytest.mark.parametrize("shape", SMOLVLM)
+@pytest.mark.parametrize(
+    ("more", "answer"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, {}),
+        ({"options": TemplateOptions(variables={"message": "Hm."})}, {}),
+        ({}, {"reasoning_content": "Hm."}),
+    ],
+    ids=["tools", "variables", "reasoning"],
+)
+def test_what_smolvlms_template_for_videos_leaves_out_is_refused(tiny_models, shape, more, answer):
+    model = tiny_models(shape).model
+    template = load_family(model.manifest.config, model.processor_dir).template
+    messages = [
+        {"role": "user", "content": [{"type": "video"}]},
+        {"role": "assistant", "content": "Noise.", **answer},
+    ]
+    with pytest.raises(InvalidRequestError, match="beside a video"):
+        template.token_ids(Conversation(messages=messages, **more), ["a video"])
+
+
+@pytest.mark.parametrize("shape", SMOLVLM)
+def test_frames_of_another_size_than_smolvlms_tower_takes_are_refused(tiny_models, shape, tmp_path):
+    model = tiny_models(shape).model
+    folder = shutil.copytree(model.processor_dir, tmp_path / "processor")
+    config = json.dumps({"max_image_size": {"longest_edge": 999}})
+    (folder / "video_preprocessor_config.json").write_text(config)
+    with pytest.raises(BundleError, match="video processor makes frames of 999 pixels"):
+        load_family(model.manifest.config, folder).load_processors()
+
+
+@pytest.mark.parametrize("shape", SMOLVLM)
+def test_frames_of_smolvlm_count_as_images(tiny_models, shape):
+    tiny = tiny_models(shape)
+    conversation = SMOLVLM_CONVERSATIONS["even"]
+    (image,) = _prepare(tiny, conversation).images
+    with VLM(tiny.model.folder) as vlm:
+        (generation,) = vlm.generate([conversation], SamplingParams(max_tokens=1))
+    usage = generation.choices[0].usage
+    assert (usage.image_tokens, usage.video_tokens) == (image.num_tokens, 0)
+
+
+def test_idefics3_takes_no_videos(tiny_models):
+    (shape,) = (shape.name for shape in IDEFICS3 if shape.model_type == "idefics3")
+    with pytest.raises(InvalidRequestError, match="takes no videos"):
+        _prepare(tiny_models(shape), CONVERSATIONS["even"])
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (1, "one"),
+        (13, "thirteen"),
+        (20, "twenty"),
+        (32, "thirty-two"),
+        (99, "ninety-nine"),
+        (100, "one hundred"),
+        (112, "one hundred and twelve"),
+        (256, "two hundred and fifty-six"),
+    ],
+)
+def test_numbers_of_frames_in_words(number, words):
+    assert number_in_words(number) == words
 
 
 @pytest.mark.parametrize(
