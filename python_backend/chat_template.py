@@ -213,6 +213,15 @@ class ChatTemplate:
         tokens = Environment().lex(self._tokenizer.get_chat_template())
         return frozenset(value for _, kind, value in tokens if kind == "name")
 
+    @cached_property
+    def _drops_strings(self) -> bool:
+        """Whether the template reads parts only: those of Idefics3 and LLaVA make nothing of a string."""
+        text = "What is this?"
+        try:
+            return text not in self._render([{"role": "user", "content": text}], ())
+        except Exception:  # templates raise whatever their author chose
+            return False
+
     def _check_variables(self, variables: Mapping[str, Any]) -> None:
         for name, value in variables.items():
             param = f"chat_template_kwargs.{name}"
@@ -258,6 +267,7 @@ class ChatTemplate:
         if self._video_template is not None and "video" in kinds:
             _check_for_video_template(conversation)
             template = self._video_template.template
+        if template is not None or self._drops_strings:
             disarmed = [_with_parts(m) for m in disarmed]
         try:
             text = self._render(disarmed, disarmed_tools, conversation.options, template)

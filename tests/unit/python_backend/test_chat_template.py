@@ -211,6 +211,24 @@ def test_empty_prompt_is_refused(template):
         template.token_ids(Conversation(prompt=""))
 
 
+def test_template_that_reads_parts_only_gets_strings_as_parts(tied, tmp_path):
+    """As those of Idefics3, SmolVLM and LLaVA-OneVision, which make nothing of a string."""
+    folder = shutil.copytree(tied.checkpoint, tmp_path / "parts")
+    path = folder / "tokenizer_config.json"
+    parts_only = (
+        "{% for message in messages %}{{ message['role'] }}:"
+        "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}"
+        "{% endfor %};{% endfor %}"
+    )
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": parts_only}))
+    template = ChatTemplate(folder, TOKEN_IDS[PLACEHOLDER], TOKEN_IDS[PLACEHOLDER])
+    strings = [_user("Hello"), {"role": "assistant", "content": "Hi"}, _user("Bye")]
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in strings]
+    assert _ids(template, strings) == _ids(template, parts)
+    text = AutoTokenizer.from_pretrained(folder).decode(_ids(template, strings))
+    assert text == "user:Hello;assistant:Hi;user:Bye;"
+
+
 def test_template_that_refuses_is_an_invalid_request(tied, tmp_path):
     folder = shutil.copytree(tied.checkpoint, tmp_path / "strict")
     path = folder / "tokenizer_config.json"
