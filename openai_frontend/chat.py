@@ -190,6 +190,8 @@ class ChatService:
         sampling = sampling_of(request, self._settings.max_n)
         if (salt := cache_salt_of(request, record.api_key)) is not None:
             sampling["cache_salt"] = salt
+        if request.truncate_prompt_tokens is not None:
+            prompt = {**prompt, "truncate_prompt_tokens": request.truncate_prompt_tokens}
         grammar = grammar_of(request)
         model = await find_model(self._backend, request.model, prompt, sources)
         record.model = model.id

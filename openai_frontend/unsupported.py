@@ -27,7 +27,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "guided_grammar": (),
     "json_schema": (),
     "lora_path": (),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
 UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -37,6 +38,7 @@ _OPTIONS = frozenset(
         *("chat_template_kwargs", "mm_processor_kwargs", "tools"),
     )
 )
+_TRUNCATE = "truncate_prompt_tokens"
 _ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -112,6 +114,8 @@ class Preprocessor:
             InvalidRequestError: the prompt is malformed, too long, or does not match the images.
             InvalidImageError: an image or video is not readable or outside the limits.
         """
+        num_kept = self._read_num_kept(prompt)
+        prompt = {name: value for name, value in prompt.items() if name != _TRUNCATE}
         conversation, parts = read_prompt(prompt)
         self._check_capabilities(conversation)
         bounds = _read_pixel_bounds(prompt.get("mm_processor_kwargs"))
@@ -146,10 +150,31 @@ class Preprocessor:
             hashes.append(image_hash(frames, fingerprint, part.detail, repr(bounds), repr(shapes)))
             self._check_length(sum(image.num_tokens for image in prepared), len(prepared))
         result = self.family.prepare(conversation, prepared)
+        if len(result.token_ids) > num_kept:
+            if prepared:
+                raise InvalidRequestError(
+                    f"{_TRUNCATE} would cut a prompt of {len(result.token_ids)} tokens that has images: "
+                    "allow as many, or send text only",
+                    param=_TRUNCATE,
+                )
+            kept = result.token_ids[-num_kept:].tolist()
+            result = self.family.prepare(Conversation(prompt_token_ids=kept), [])
         self._check_length(len(result.token_ids), len(prepared))
         pairs = zip(hashes, prepared, strict=True)
         named = [PromptImage(image_hash, image.num_tokens) for image_hash, image in pairs]
         return PreparedRequest(replace(result, images=named), prepared)
+
+    def _read_num_kept(self, prompt: Mapping[str, Any]) -> float:
+        """How many tokens at the end of the prompt are kept; no limit if the prompt sets none."""
+        value = prompt.get(_TRUNCATE) if isinstance(prompt, Mapping) else None
+        if value is None:
+            return math.inf
+        if type(value) is not int or (value < 1 and value != -1):
+            raise InvalidRequestError(
+                f"{_TRUNCATE} must be a positive integer, or -1 for what the model holds",
+                param=_TRUNCATE,
+            )
+        return self._manifest.max_model_len - 1 if value == -1 else value
 
     def _decode_video(
         self, sampling: FrameSampling, is_frames: bool, data: Sequence[bytes]

@@ -19,7 +19,8 @@ PROMPT: Final = "prompt"
 
 Beside messages there may be `add_generation_prompt` (default true), `continue_final_message`,
 `chat_template_kwargs` (of `chat_template.TEMPLATE_VARIABLES`) and `mm_processor_kwargs` (`min_pixels`,
-`max_pixels`).
+`max_pixels`). Beside any of them `truncate_prompt_tokens` may say how many tokens at the end of a prompt
+without images are kept (-1: as many as the model holds).
 
 Content parts are `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "video"}`. An image part
 takes the next of `images`, and so does a video part, which may have `num_frames` and `fps` as

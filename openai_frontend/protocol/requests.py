@@ -90,6 +90,7 @@ class GenerationFields(Fields):
     cache_salt: str | None = Field(None, min_length=1, max_length=512)
     return_token_ids: bool | None = None
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    truncate_prompt_tokens: int | None = Field(None, ge=-1, le=MAX_INT32)
     priority: int | None = Field(None, ge=-MAX_INT32, le=MAX_INT32)
     user: str | None = Field(None, max_length=512)
     safety_identifier: str | None = Field(None, max_length=512)
@@ -207,6 +208,11 @@ class CompletionRequest(GenerationFields):
                 "The best of several choices is known at the end only; send 'best_of' without "
                 "'stream'.",
                 param="best_of",
+            )
+        if self.echo and self.truncate_prompt_tokens is not None:
+            raise InvalidRequestError(
+                "Send 'truncate_prompt_tokens' not with 'echo', which shows the whole prompt.",
+                param="truncate_prompt_tokens",
             )
         has_both = self.echo and self.logprobs is not None
         if self.stream and has_both:

@@ -17,7 +17,7 @@ QUESTION = [{"role": "user", "content": "What can you do?"}]
 GREEDY = {"temperature": 0, "max_tokens": 96}
 OWN = {
     *("min_tokens", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "top_k", "min_p"),
-    *("repetition_penalty", "priority", "cache_salt", "return_token_ids"),
+    *("repetition_penalty", "priority", "cache_salt", "return_token_ids", "truncate_prompt_tokens"),
 }
 """Parameters that the client of OpenAI does not know by name."""
 
@@ -104,6 +104,15 @@ def test_who_asks_and_how_urgently_changes_no_token(ask, plain):
     assert other.usage.prompt_tokens_details.cached_tokens == 0
     again = ask(cache_salt="mine")
     assert again.usage.prompt_tokens_details.cached_tokens > 0
+
+
+def test_only_the_end_of_a_long_prompt_is_read(ask, client, plain):
+    length = plain.usage.prompt_tokens
+    assert ask(truncate_prompt_tokens=length - 2).usage.prompt_tokens == length - 2
+    assert _text(ask(truncate_prompt_tokens=length)) == _text(plain)
+    extra = {"truncate_prompt_tokens": 2}
+    with pytest.raises(openai.BadRequestError, match="not with 'echo'"):
+        client.completions.create(model=MODEL, prompt="Hello you", echo=True, extra_body=extra)
 
 
 def test_running_usage_grows_with_the_answer(client, plain):

@@ -313,3 +313,39 @@ def test_family_with_sizes_of_its_own_takes_no_pixel_bounds(tiny_models):
     gemma = Preprocessor(tiny_models(GEMMA3[0].name).model)
     error = _refusal(_bounded([IMAGE], max_pixels=1000), [png(30, 30)], gemma)
     assert error.param == "mm_processor_kwargs"
+
+
+# --- truncate_prompt_tokens ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [_user("a b c d e f"), {"prompt": "a b c d e f"}, {"prompt_token_ids": [5] * 9}],
+)
+def test_only_the_end_of_a_long_prompt_is_kept(preprocessor, prompt):
+    whole = preprocessor.prepare(prompt, []).prompt
+    for num_kept in (1, 3, len(whole.token_ids), 400):
+        kept = preprocessor.prepare({**prompt, "truncate_prompt_tokens": num_kept}, []).prompt
+        assert kept.token_ids.tolist() == whole.token_ids[-num_kept:].tolist()
+        assert kept.position_ids.shape[-1] == len(kept.token_ids)
+        assert kept.position_ids.min() == 0
+
+
+def test_minus_one_keeps_what_the_model_holds(preprocessor, tied):
+    prompt = {"prompt_token_ids": [5] * 1000, "truncate_prompt_tokens": -1}
+    kept = preprocessor.prepare(prompt, []).prompt
+    assert len(kept.token_ids) == tied.model.manifest.max_model_len - 1
+
+
+def test_a_prompt_with_images_is_not_cut(preprocessor):
+    prompt = {**_user([IMAGE]), "truncate_prompt_tokens": 5}
+    with pytest.raises(InvalidRequestError, match=r"would cut a prompt of .* that has images"):
+        preprocessor.prepare(prompt, [png(56, 56)])
+    preprocessor.prepare({**prompt, "truncate_prompt_tokens": 400}, [png(56, 56)])
+
+
+@pytest.mark.parametrize("value", [0, -2, 1.0, "1", True])
+def test_a_number_of_kept_tokens_that_is_none_is_refused(preprocessor, value):
+    with pytest.raises(InvalidRequestError) as caught:
+        preprocessor.prepare({"prompt": "a", "truncate_prompt_tokens": value}, [])
+    assert caught.value.param == "truncate_prompt_tokens"
