@@ -115,7 +115,6 @@ class Preprocessor:
             InvalidImageError: an image or video is not readable or outside the limits.
         """
         num_kept = self._read_num_kept(prompt)
-        prompt = {name: value for name, value in prompt.items() if name != _TRUNCATE}
         conversation, parts = read_prompt(prompt)
         self._check_capabilities(conversation)
         bounds = _read_pixel_bounds(prompt.get("mm_processor_kwargs"))
@@ -271,7 +270,7 @@ def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, list[MediaPart
     Raises:
         InvalidRequestError: it is not what `tensor_names.PROMPT` describes.
     """
-    content = prompt.keys() - _OPTIONS if isinstance(prompt, Mapping) else ()
+    content = prompt.keys() - _OPTIONS - {_TRUNCATE} if isinstance(prompt, Mapping) else ()
     if len(content) != 1:
         raise InvalidRequestError(
             "the prompt must be a JSON object with one of messages, prompt and prompt_token_ids",
@@ -279,8 +278,8 @@ def read_prompt(prompt: Mapping[str, Any]) -> tuple[Conversation, list[MediaPart
         )
     (kind,) = content
     value = prompt[kind]
-    if kind != "messages" and len(prompt) > 1:
-        option = min(prompt.keys() & _OPTIONS)
+    if kind != "messages" and (options_given := prompt.keys() & _OPTIONS):
+        option = min(options_given)
         raise InvalidRequestError(f"{option} is for messages only", param=option)
     if kind == "prompt" and isinstance(value, str):
         return Conversation(prompt=value), []
