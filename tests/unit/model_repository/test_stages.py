@@ -37,8 +37,10 @@ GREEDY = {"temperature": 0, "max_tokens": 10, "ignore_eos": True}
 LONG = {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
 
 
-def load_stage(repository: Path, model: str, parameters: Mapping[str, str] = EMPTY):
-    """`TritonPythonModel` of a model folder, initialized with its config.pbtxt."""
+def load_stage(
+    repository: Path, model: str, parameters: Mapping[str, str] = EMPTY, name: str | None = None
+):
+    """`TritonPythonModel` of a model folder, initialized with its config.pbtxt; `name` is not its own."""
     path = repository / model / "1" / "model.py"
     module_spec = importlib.util.spec_from_file_location(f"model_{model}", path)
     module = importlib.util.module_from_spec(module_spec)
@@ -46,7 +48,7 @@ def load_stage(repository: Path, model: str, parameters: Mapping[str, str] = EMP
     found = dict(PARAMETER.findall((repository / model / "config.pbtxt").read_text()))
     config = {"parameters": {k: {"string_value": v} for k, v in {**found, **parameters}.items()}}
     stage = module.TritonPythonModel()
-    args = {"model_name": model, "model_repository": str(repository / model)}
+    args = {"model_name": name or model, "model_repository": str(repository / model)}
     stage.initialize({**args, "model_config": json.dumps(config)})
     return stage
 
@@ -54,10 +56,17 @@ def load_stage(repository: Path, model: str, parameters: Mapping[str, str] = EMP
 class Ensemble:
     """The three stages in a row."""
 
-    def __init__(self, repository: Path, name: str, **decoder_parameters: str) -> None:
+    def __init__(
+        self, repository: Path, name: str, alias: str | None = None, **decoder_parameters: str
+    ) -> None:
+        encoder, decoder = (
+            alias and alias + s for s in (names.ENCODER_SUFFIX, names.DECODER_SUFFIX)
+        )
         self.preprocess = load_stage(repository, name + names.PREPROCESS_SUFFIX)
-        self.encoder = load_stage(repository, name + names.ENCODER_SUFFIX)
-        self.decoder = load_stage(repository, name + names.DECODER_SUFFIX, decoder_parameters)
+        self.encoder = load_stage(repository, name + names.ENCODER_SUFFIX, name=encoder)
+        self.decoder = load_stage(
+            repository, name + names.DECODER_SUFFIX, decoder_parameters, name=decoder
+        )
         self._inputs = {
             suffix: _declared_inputs(repository / (name + suffix))
             for suffix in (names.ENCODER_SUFFIX, names.DECODER_SUFFIX)
@@ -388,8 +397,8 @@ def test_prompt_and_pictures_of_an_earlier_request_are_not_computed_again(ensemb
 
 
 def test_stages_publish_what_they_count(tied):
-    name = tied.model.manifest.name
-    stages = Ensemble(tied.repository, name)
+    name = "counted"  # other stages of this model may be publishing under its own
+    stages = Ensemble(tied.repository, tied.model.manifest.name, name)
     for _ in range(2):
         tokens = details(stages.start(CONVERSATIONS["wide"], GREEDY))
     for stage in (stages.decoder, stages.encoder):
