@@ -60,15 +60,19 @@ extern "C" __global__ void encode(const float* pixels, long long num_pixels, flo
 _THREADS = 256
 
 
-class ToyKernels:
+class _CudaStreams:
+    """What both kinds of kernels say of a stream."""
+
+    def is_capturing(self, handle: int) -> bool:
+        return bool(runtime.streamIsCapturing(handle))
+
+
+class ToyKernels(_CudaStreams):
     """Streams that run the toy."""
 
     @cached_property
     def _module(self) -> Any:
         return cupy.RawModule(code=_SOURCE)
-
-    def is_capturing(self, handle: int) -> bool:
-        return bool(runtime.streamIsCapturing(handle))
 
     def put(self, handle: int, work: Work) -> None:
         with cupy.cuda.ExternalStream(handle):
@@ -117,11 +121,8 @@ class ToyKernels:
         kernel(grid, (_THREADS,), tuple(passed))
 
 
-class IdleKernels:
+class IdleKernels(_CudaStreams):
     """An engine that costs next to nothing: what is left is the price of a step's other work."""
-
-    def is_capturing(self, handle: int) -> bool:
-        return bool(runtime.streamIsCapturing(handle))
 
     def put(self, handle: int, work: Work) -> None:
         """Every token is as likely as every other."""

@@ -16,7 +16,7 @@ from python_backend.manifest import ModelFolder
 from python_backend.sampling_params import SamplingParams
 from python_backend.vlm import VLM
 from tests.gpu.test_device import CONVERSATIONS, PICTURE
-from tests.triton.conftest import image_part
+from tests.triton.conftest import to_openai
 from triton_vlm.stack import ServingStack
 
 FAKES = Path(__file__).parents[1] / "fakes"
@@ -47,21 +47,9 @@ def client(
 
 
 def _ask(client: openai.OpenAI, model: ModelFolder, conversation: list[dict]) -> str:
-    messages = [
-        message
-        if isinstance(message["content"], str)
-        else {
-            **message,
-            "content": [
-                image_part(part["image"]) if part["type"] == "image" else part
-                for part in message["content"]
-            ],
-        }
-        for message in conversation
-    ]
     answer = client.chat.completions.create(
         model=model.folder.name,
-        messages=messages,
+        messages=to_openai(conversation),
         temperature=0,
         max_tokens=GREEDY.max_tokens,
         extra_body={"ignore_eos": True},

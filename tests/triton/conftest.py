@@ -76,3 +76,17 @@ def image_part(data: bytes) -> dict:
     """An image_url part with a data: URI."""
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     return {"type": "image_url", "image_url": {"url": url}}
+
+
+def to_openai(conversation: list[dict]) -> list[dict]:
+    """A conversation of the tests as a client sends it."""
+
+    def part_of(part: dict) -> dict:
+        return image_part(part["image"]) if part["type"] == "image" else part
+
+    return [
+        message
+        if isinstance(message["content"], str)
+        else {**message, "content": [part_of(part) for part in message["content"]]}
+        for message in conversation
+    ]

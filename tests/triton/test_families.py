@@ -17,7 +17,7 @@ from python_backend.token_text import TokenText
 from tests.conftest import TinyModel
 from tests.tiny.conversations import conversations_of
 from tests.tiny.reference import hf_greedy, hf_inputs
-from tests.triton.conftest import image_part
+from tests.triton.conftest import to_openai
 from triton_vlm.repository_view import stage_models
 from triton_vlm.stack import ServingStack
 from triton_vlm.triton_server import TritonPorts, TritonServer
@@ -52,20 +52,6 @@ def client(
     stack.triton = TritonServer(repository, models, ports=ports)
     with stack, openai.OpenAI(base_url=stack.base_url, api_key="None", max_retries=0) as found:
         yield found
-
-
-def to_openai(conversation: list[dict]) -> list[dict]:
-    """A conversation of the tests as a client sends it."""
-
-    def part_of(part: dict) -> dict:
-        return image_part(part["image"]) if part["type"] == "image" else part
-
-    return [
-        message
-        if isinstance(message["content"], str)
-        else {**message, "content": [part_of(part) for part in message["content"]]}
-        for message in conversation
-    ]
 
 
 def stream(
