@@ -68,11 +68,7 @@ class ChatAnswer(OpenAIAnswer):
             **self._token_ids(choice),
         }
 
-    def _logprobs(
-        self, logprobs: Sequence[dict[str, Any]], delta: Delta | None
-    ) -> dict[str, Any] | None:
-        if delta is not None and not logprobs:
-            return None
+    def _logprobs(self, logprobs: Sequence[dict[str, Any]], delta: Delta | None) -> dict[str, Any]:
         return {"content": list(logprobs), "refusal": None}
 
 

@@ -57,11 +57,7 @@ class CompletionAnswer(OpenAIAnswer):
             **self._prompt_members(prompt),
         }
 
-    def _logprobs(
-        self, logprobs: Sequence[dict[str, Any]], delta: Delta | None
-    ) -> dict[str, Any] | None:
-        if delta is not None and not logprobs:
-            return None
+    def _logprobs(self, logprobs: Sequence[dict[str, Any]], delta: Delta | None) -> dict[str, Any]:
         offset = self._num_chars.get(delta.index, 0) if delta is not None else 0
         offsets = []
         for item in logprobs:

@@ -60,7 +60,9 @@ class OpenAIAnswer(Answer):
         data = self._start_event(delta) if is_first else b""
         self._num_tokens += len(delta.token_ids)
         options = self._options
-        logprobs = self._logprobs(delta.logprobs or (), delta) if options.has_logprobs else None
+        logprobs = None
+        if options.has_logprobs and delta.logprobs:
+            logprobs = self._logprobs(delta.logprobs, delta)
         has_token_ids = options.has_token_ids and delta.token_ids
         if delta.text or logprobs or has_token_ids or delta.reasoning or delta.tool_calls:
             encoded = "null" if logprobs is None else dumps(logprobs)
@@ -156,10 +158,8 @@ class OpenAIAnswer(Answer):
         """A choice of an answer that is not streamed; `prompt` is the one that tells of the prompt."""
 
     @abstractmethod
-    def _logprobs(
-        self, logprobs: Sequence[dict[str, Any]], delta: Delta | None
-    ) -> dict[str, Any] | None:
-        """The `logprobs` object of a chunk (`delta` given) or of a whole choice."""
+    def _logprobs(self, logprobs: Sequence[dict[str, Any]], delta: Delta | None) -> dict[str, Any]:
+        """The `logprobs` object of a chunk (`delta` given, which has some) or of a whole choice."""
 
 
 def _own(entry: dict[str, dict[str, Any]]) -> dict[str, Any]:
