@@ -99,7 +99,7 @@ _WIRE_CLASSES: dict[str, type[VlmError]] = {
 }
 _NOISE = re.compile(r"^(\[request id: [^\]]*\] )?(in ensemble '[^']*', )?")
 """What Triton puts before the text of a step's error."""
-_WIRE = re.compile(r"(?s)(.*?) \[error=(\w+) code=([^\s\]]*) param=(.*)\]")
+_WIRE = re.compile(r"(?s)(.*) \[error=(\w+) code=([^\s\]]*) param=(.*)\]")
 
 
 def to_wire(error: VlmError) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from tests.tiny.shapes import QWEN2_5_VL, SHAPES, TIED, WITH_TOOLS, Shape
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from python_backend.manifest import ModelFolder
 
 MAX_MODEL_LEN = 512
+
+# The same examples in every run; `pytest --hypothesis-profile=default` looks for new ones.
+settings.register_profile("same-examples", derandomize=True)
+settings.load_profile("same-examples")
 
 
 class SilentReport:

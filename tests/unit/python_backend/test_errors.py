@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from python_backend import errors
@@ -23,6 +23,7 @@ PASSED_ON = [
     code=st.none() | st.from_regex(r"\A[a-z_]+\Z"),
     param=st.none() | st.from_regex(r"\A[a-z_]+(\[[0-9]\](\.[a-z]+)?)*\Z"),
 )
+@example("unknown tool 'x [error=EngineError code=x param=]'", None, "tools[0]")
 def test_error_survives_the_wire(kind, message, code, param):
     sent = kind(message, code=code, param=param)
     for prefix in ("", "in ensemble 'a-model', ", "[request id: r-1] in ensemble 'm', "):
