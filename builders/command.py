@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         default="",
-        help="weights of the decoder: "
+        help="weights: "
         + "; ".join(f"{engine}: {', '.join(names)}" for engine, names in PRECISIONS.items())
         + " (the first)",
     )

@@ -47,7 +47,7 @@ def huggingface_cases(
         preprocessor: makes the model's inputs; that it equals the Hugging Face processor is shown
         by
             the tests of its family.
-        precision: round the decoder's weights as the builder does, so that what is compared is the
+        precision: round weights as the builder does, so that what is compared is the
             graph and not the loss of precision that was asked for.
         packed: layers that the checkpoint has quantized, by the names of their weights.
     """
@@ -99,9 +99,10 @@ def _round_weights(model: Any, precision: Precision) -> None:
     """What `modules.Linear` and `modules.Embedding` store, as fp32."""
     if precision.weight_bits is None:
         return
+    in_decoder = set(model.get_decoder().modules())
     layers = {
-        module: precision
-        for module in model.get_decoder().modules()
+        module: precision if module in in_decoder else precision.tower
+        for module in model.modules()
         if isinstance(module, torch.nn.Linear)
     }
     layers[model.get_output_embeddings()] = precision.head
@@ -109,7 +110,8 @@ def _round_weights(model: Any, precision: Precision) -> None:
         layers[model.get_input_embeddings()] = precision.head
     for module, rounding in layers.items():
         quantization = Quantization.of(rounding)
-        assert quantization is not None
+        if quantization is None:
+            continue
         rounded = torch.from_numpy(quantization.rounded(module.weight.detach().numpy()))
         module.weight = torch.nn.Parameter(rounded, requires_grad=False)
 

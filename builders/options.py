@@ -23,7 +23,7 @@ class BuildOptions:
         output: the model repository.
         name: of the Triton ensemble; None takes the last part of `model`.
         engine: what runs the graphs: onnxruntime, tensorrt or tensorrt_rtx.
-        precision: of the decoder, one of `PRECISIONS` of the engine; empty takes the first.
+        precision: of the weights, one of `PRECISIONS` of the engine; empty takes the first.
         gpus: compute capabilities, such as sm89, to build TensorRT-RTX engines for.
         max_seqs: choices generated at once, at most.
         max_model_len: context per request in tokens; None takes the checkpoint's, at most 4096.

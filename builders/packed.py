@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from builders.checkpoint import Checkpoint, StoredTensor
-from builders.precision import BLOCK_SIZE
+from builders.precision import BLOCK_SIZES
 from python_backend.errors import BundleError
 
 READABLE = (
@@ -303,7 +303,8 @@ def _packed_linear(
     size, rest = divmod(shape[0], num_groups)
     repeats = 1
     if num_groups == 1:
-        size, repeats = BLOCK_SIZE, -(-shape[0] // BLOCK_SIZE)
+        size = BLOCK_SIZES[bits]
+        repeats = -(-shape[0] // size)
     elif rest or size not in _GROUP_SIZES:
         raise BundleError(
             f"{module} has {num_groups} scales for {shape[0]} input features; read are {READABLE}"

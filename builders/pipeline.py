@@ -165,7 +165,7 @@ def _build_into(
         vision = writer.write(
             name + names.ENCODER_SUFFIX,
             graphs.vision_encoder(precision),
-            precision.unquantized,
+            precision.tower,
             graphs.vision_profiles(limits),
         )
     decoder_folder = name + names.DECODER_SUFFIX

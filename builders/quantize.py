@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from builders.blocks import INTEGERS, block_attributes
-from builders.precision import BLOCK_SIZE, Precision
+from builders.precision import BLOCK_SIZES, Precision
 
 _LARGEST = {ir.DataType.INT8: 127, ir.DataType.FLOAT8E4M3FN: 448}
 _VALUES_AT_ONCE = 2**22
@@ -23,12 +23,12 @@ class Quantization:
 
     Attributes:
         dtype: INT4, INT8 or FLOAT8E4M3FN.
-        has_blocks: whether `BLOCK_SIZE` input features of an output feature share a scale, not all of them.
+        block_size: input features of an output feature that share a scale; None if all do.
         has_signed_scales: whether scales may be negative.
     """
 
     dtype: ir.DataType
-    has_blocks: bool
+    block_size: int | None
     has_signed_scales: bool
 
     @classmethod
@@ -40,11 +40,12 @@ class Quantization:
         """
         if precision.weight_bits is None:
             return None
-        has_blocks = precision.weight_bits == 4 or not precision.for_tensorrt
-        dtype = INTEGERS[precision.weight_bits]
+        bits = precision.weight_bits
+        has_blocks = bits == 4 or not precision.for_tensorrt
+        dtype = INTEGERS[bits]
         if precision.is_float8:
             dtype = ir.DataType.FLOAT8E4M3FN
-        return cls(dtype, has_blocks, not precision.for_tensorrt)
+        return cls(dtype, BLOCK_SIZES[bits] if has_blocks else None, not precision.for_tensorrt)
 
     def quantize(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Round a weight [out, in].
@@ -53,27 +54,29 @@ class Quantization:
             Values [out, in] in NumPy's type of `dtype`, and scales float32 [out, blocks], or [out] without
             blocks.
         """
-        if self.has_blocks:
+        if self.block_size is not None:
             bits = 4 if self.dtype == ir.DataType.INT4 else 8
-            return block_quantize(weight, bits, has_signed_scales=self.has_signed_scales)
+            return block_quantize(
+                weight, bits, self.block_size, has_signed_scales=self.has_signed_scales
+            )
         return channel_quantize(weight, self.dtype)
 
     def scale_shape(self, num_in: int, num_out: int) -> list[int]:
         """Shape of the scales in a graph, where weights are [num_in, num_out]."""
-        return [-(-num_in // BLOCK_SIZE), num_out] if self.has_blocks else [num_out]
+        return [num_out] if self.block_size is None else [-(-num_in // self.block_size), num_out]
 
     @property
     def attributes(self) -> Mapping[str, int]:
         """Of the `DequantizeLinear` that restores weights [in, out]."""
-        return block_attributes(BLOCK_SIZE) if self.has_blocks else {"axis": 1}
+        return {"axis": 1} if self.block_size is None else block_attributes(self.block_size)
 
     def rounded(self, weight: np.ndarray) -> np.ndarray:
         """What is left of a weight [out, in], float32."""
         values, scales = self.quantize(weight)
-        if self.has_blocks:
-            scales = np.repeat(scales, BLOCK_SIZE, axis=1)[:, : values.shape[1]]
-        else:
+        if self.block_size is None:
             scales = scales[:, None]
+        else:
+            scales = np.repeat(scales, self.block_size, axis=1)[:, : values.shape[1]]
         restored: np.ndarray = values.astype(np.float32) * scales
         return restored
 
@@ -102,9 +105,9 @@ def _quantize_channels(weight: np.ndarray, dtype: ir.DataType) -> tuple[np.ndarr
 
 
 def block_quantize(
-    weight: np.ndarray, bits: int, *, has_signed_scales: bool = True
+    weight: np.ndarray, bits: int, block_size: int, *, has_signed_scales: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize each run of `BLOCK_SIZE` values along the last axis.
+    """Quantize each run of `block_size` values along the last axis.
 
     The value of largest magnitude maps to the most negative integer exactly, so that all 2**bits
     levels are used; its sign goes into the scale. With scales that must be positive it maps to the largest
@@ -113,27 +116,30 @@ def block_quantize(
     Args:
         weight: [rows, features], any float dtype.
         bits: 4 or 8.
+        block_size: values that share a scale.
         has_signed_scales: whether scales may be negative; if not, that of a block of zeros is 1.
 
     Returns:
         Integers int4 or int8 [rows, features] and scales float32 [rows, ceil(features /
-        BLOCK_SIZE)]; `integers * scales` approximates `weight`.
+        block_size)]; `integers * scales` approximates `weight`.
 
     Source: the rounding of `quantize_row_q4_0_ref` in ggml-quants.c, with `bits` for its 4.
     """
-    round_rows = functools.partial(_quantize_blocks, bits=bits, has_signed_scales=has_signed_scales)
+    round_rows = functools.partial(
+        _quantize_blocks, bits=bits, block_size=block_size, has_signed_scales=has_signed_scales
+    )
     return _by_rows(round_rows, weight)
 
 
 def _quantize_blocks(
-    weight: np.ndarray, bits: int, has_signed_scales: bool
+    weight: np.ndarray, bits: int, block_size: int, has_signed_scales: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     num_rows, num_features = weight.shape
-    num_blocks = -(-num_features // BLOCK_SIZE)
+    num_blocks = -(-num_features // block_size)
     lowest = -(2 ** (bits - 1))
-    blocks = np.zeros((num_rows, num_blocks * BLOCK_SIZE), np.float32)
+    blocks = np.zeros((num_rows, num_blocks * block_size), np.float32)
     blocks[:, :num_features] = weight
-    blocks = blocks.reshape(num_rows, num_blocks, BLOCK_SIZE)
+    blocks = blocks.reshape(num_rows, num_blocks, block_size)
     peaks = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)
     scales = peaks / lowest if has_signed_scales else np.abs(peaks) / (-lowest - 1)
     # A block of denormal numbers is zero: the inverse of its scale would overflow.

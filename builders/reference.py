@@ -46,7 +46,7 @@ def find_reference(
 
     Args:
         model: what will be compared.
-        precision: of its decoder.
+        precision: its number formats.
         source: the checkpoint.
         say: told what is being done.
 
@@ -55,8 +55,11 @@ def find_reference(
     """
     cases, name = recorded_cases(source.checkpoint.folder), "Hugging Face in eager fp32"
     precision_name = model.manifest.precision
+    is_tower_rounded = precision.tower.weight_bits is not None
+    embeds_tolerance = ROUNDED_TOLERANCE if is_tower_rounded else FP32_TOLERANCE
     if cases is not None:
-        return Reference(cases, f"recorded from {name}", UNROUNDED_TOLERANCE[precision_name])
+        tolerance = UNROUNDED_TOLERANCE[precision_name]
+        return Reference(cases, f"recorded from {name}", tolerance, embeds_tolerance)
     say("Running the checkpoint in Hugging Face, eager fp32")
     try:
         from builders.hf_reference import huggingface_cases
@@ -78,7 +81,8 @@ def find_reference(
         )
     if precision.weight_bits is None:
         return Reference(cases, name, FP32_TOLERANCE)
-    return Reference(cases, f"{name}, weights rounded to {precision_name}", ROUNDED_TOLERANCE)
+    rounded = f"{name}, weights rounded to {precision_name}"
+    return Reference(cases, rounded, ROUNDED_TOLERANCE, embeds_tolerance)
 
 
 def _has_packed_tower(graphs: FamilyGraphs, source: Source) -> bool:

@@ -36,11 +36,11 @@ FP32_TOLERANCE = 1e-4
 
 Only the order of additions differs; measured 1e-6."""
 
-ROUNDED_TOLERANCE = 0.2
-"""The same for a decoder with fp8, int8 or int4 weights against a reference with the same rounded
+ROUNDED_TOLERANCE = 0.3
+"""The same for graphs with fp8, int8 or int4 weights against a reference with the same rounded
 weights.
 
-ONNX Runtime rounds the activations to 8 bits as well; measured 0.05 on random weights of a Qwen and 0.14 of
+ONNX Runtime rounds the activations to 8 bits as well; measured 0.1 on random weights of a Qwen and 0.23 of
 a Gemma 3. A graph that is wrong is above 1."""
 
 UNROUNDED_TOLERANCE = {
@@ -133,7 +133,7 @@ def verify(
         model: staged or in place.
         cases: what the reference made of some conversations.
         logits_tolerance: relative RMS error of a row of logits, at most.
-        embeds_tolerance: the same of image embeddings; towers are only as the checkpoint has them.
+        embeds_tolerance: the same of image embeddings.
 
     Raises:
         ParityError: naming every case that is out of tolerance, after all have run.

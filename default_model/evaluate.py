@@ -3,6 +3,9 @@
 Asks 1,000 questions about pictures whose every shape (as colour, shape and place) or number was
 kept out of training, one `generate` of Hugging Face each, and counts the answers that are exactly
 right. Prints a table by kind of question and by size of picture and writes FOLDER/evaluation.json.
+
+`--built model_repository/NAME` asks the model that was built from it, in this project's engine: what its
+precision costs. That writes nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +15,13 @@ import collections
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import questions
 import torch
-from inference import Inference, Message, assistant, system, user
+from inference import BuiltModel, Inference, Message, assistant, system, user
 from pictures import BUILTIN_FONT, FONTS, UNSEEN_FONTS, Scene, draw_scene, random_scene
 from PIL import Image
 from tokenizer import write_json
@@ -132,15 +135,14 @@ def _make_pair_case(
     return Case(kind, f"{size[0]}x{size[1]}", [message], images, question.answer)
 
 
-def evaluate(inference: Inference, cases: Sequence[Case]) -> dict:
-    """Ask all questions and count the right answers by kind and by size."""
+def evaluate(cases: Sequence[Case], answers: Iterable[str]) -> dict:
+    """Count the right answers by kind and by size."""
     asked: collections.Counter[str] = collections.Counter()
     right: collections.Counter[str] = collections.Counter()
     sizes_asked: collections.Counter[str] = collections.Counter()
     sizes_right: collections.Counter[str] = collections.Counter()
     wrong = []
-    for case in cases:
-        answer = inference.answer(case.messages, case.images)
+    for case, answer in zip(cases, answers, strict=True):
         is_right = answer == case.answer
         asked[case.kind] += 1
         right[case.kind] += is_right
@@ -183,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--built", type=Path, help="ask this built model instead; writes nothing")
     parser.add_argument("--only", type=int, help="ask every N-th question only; writes nothing")
     parser.add_argument("--unseen-font", action="store_true", help="numbers in a font kept out")
     parser.add_argument("--threads", type=int, default=1)
@@ -191,12 +194,14 @@ def main() -> None:
     fonts = list(UNSEEN_FONTS) if args.unseen_font else [*FONTS, BUILTIN_FONT]
     cases = make_cases(args.seed, fonts)[:: args.only or 1]
     started = time.monotonic()
-    result = evaluate(Inference(args.model), cases)
+    conversations = [(case.messages, case.images) for case in cases]
+    model = BuiltModel(args.built) if args.built else Inference(args.model)
+    result = evaluate(cases, model.answers(conversations))
     sys.stdout.write(f"{table(result)}\n\n{time.monotonic() - started:.0f} s\n")
     if args.only:
         for item in result["wrong"]:
             sys.stdout.write(f"{item}\n")
-    elif not args.unseen_font:
+    elif not args.unseen_font and not args.built:
         write_json(args.model / "evaluation.json", {"seed": args.seed, **result})
 
 

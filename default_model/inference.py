@@ -1,9 +1,10 @@
-"""Ask a checkpoint with plain Hugging Face transformers, for the evaluation and the reference."""
+"""Ask a checkpoint with Hugging Face transformers, or what was built from it with this project's engine."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from PIL import Image
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from python_backend.sampling_params import SamplingParams
+from python_backend.vlm import VLM
+
 Message = dict[str, Any]
+Conversation = tuple[Sequence[Message], Sequence[Image.Image]]
 MAX_NEW_TOKENS = 160
 
 
@@ -68,6 +73,42 @@ class Inference:
     def answer(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> str:
         """The answer's text."""
         return self.tokenizer.decode(self.generate(messages, images), skip_special_tokens=True)
+
+    def answers(self, conversations: Sequence[Conversation]) -> Iterator[str]:
+        """One answer after another."""
+        return (self.answer(messages, images) for messages, images in conversations)
+
+
+class BuiltModel:
+    """A model in a Triton model repository, asked in this process, greedy."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the model in `folder`, `<model repository>/<name>`."""
+        self.vlm = VLM(folder)
+
+    def answers(self, conversations: Sequence[Conversation]) -> list[str]:
+        """All of them together, in flight."""
+        sampling = SamplingParams(temperature=0, max_tokens=MAX_NEW_TOKENS)
+        outputs = self.vlm.generate([_with_files(*c) for c in conversations], sampling)
+        return [output.text for output in outputs]
+
+
+def _with_files(messages: Sequence[Message], images: Sequence[Image.Image]) -> list[Message]:
+    """A conversation whose image parts hold their pictures as PNG files."""
+    files = map(_png, images)
+    filled = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [p | {"image": next(files)} if p["type"] == "image" else p for p in content]
+        filled.append({**message, "content": content})
+    return filled
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def user(*parts: str | None) -> Message:

@@ -58,7 +58,7 @@ class FamilyGraphs(ABC):
         )
         builder = new_graph(spec)
         feeds = declare_inputs(builder, spec, precision.compute)
-        embeds = self.tower(precision.unquantized)(builder.op, feeds)
+        embeds = self.tower(precision.tower)(builder.op, feeds)
         if precision.compute != ir.DataType.FLOAT:
             embeds = builder.op.Cast(embeds, to=ir.DataType.FLOAT)
         declare_outputs(builder, spec, [embeds])

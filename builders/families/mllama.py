@@ -135,7 +135,7 @@ class _TileEmbedding(nn.Module):
         super().__init__()
         self._shape = [-1, config["max_num_tiles"], 1, config["hidden_size"]]
         size = config["max_num_tiles"] * config["hidden_size"]
-        self.embedding = Embedding(precision, _num_ratios(config) + 1, size)
+        self.embedding = Embedding(precision.unquantized, _num_ratios(config) + 1, size)
         self.gate = Weight([1], precision.compute)
 
     def forward(self, op: Op, x: ir.Value, ratio_ids: ir.Value) -> ir.Value:
@@ -154,7 +154,7 @@ class _PositionEmbedding(nn.Module):
         size = config["max_num_tiles"] * num_tokens * hidden
         self.gate = Weight([1], precision.compute)
         self.embedding = Weight([num_tokens, hidden], precision.compute)
-        self.tile_embedding = Embedding(precision, _num_ratios(config) + 1, size)
+        self.tile_embedding = Embedding(precision.unquantized, _num_ratios(config) + 1, size)
 
     def forward(self, op: Op, x: ir.Value, ratio_ids: ir.Value) -> ir.Value:
         """X [P, T, N, H]."""

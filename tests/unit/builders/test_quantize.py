@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from builders import quantize
-from builders.precision import BLOCK_SIZE
 from builders.quantize import block_quantize, channel_quantize
 
+BLOCK_SIZE = 32
 weights = hnp.arrays(
     np.float32,
     st.tuples(st.integers(1, 4), st.integers(1, 3 * BLOCK_SIZE + 5)),
@@ -26,7 +26,7 @@ def _restore(integers, scales):
 @settings(max_examples=60, deadline=None)
 @given(weights, bits)
 def test_integers_and_scales_have_the_shapes_of_the_graph(weight, bits):
-    integers, scales = block_quantize(weight, bits)
+    integers, scales = block_quantize(weight, bits, BLOCK_SIZE)
     assert integers.shape == weight.shape
     assert scales.shape == (len(weight), -(-weight.shape[1] // BLOCK_SIZE))
     assert scales.dtype == np.float32
@@ -36,7 +36,7 @@ def test_integers_and_scales_have_the_shapes_of_the_graph(weight, bits):
 @settings(max_examples=100, deadline=None)
 @given(weights, bits)
 def test_error_is_half_a_step_and_a_whole_one_only_opposite_the_peak(weight, bits):
-    integers, scales = block_quantize(weight, bits)
+    integers, scales = block_quantize(weight, bits, BLOCK_SIZE)
     restored, step = _restore(integers, scales)
     error = np.abs(restored - weight)
     is_clipped = integers.astype(int) == 2 ** (bits - 1) - 1
@@ -47,7 +47,7 @@ def test_error_is_half_a_step_and_a_whole_one_only_opposite_the_peak(weight, bit
 @settings(max_examples=60, deadline=None)
 @given(weights, bits)
 def test_value_of_largest_magnitude_in_a_block_is_exact(weight, bits):
-    restored, _ = _restore(*block_quantize(weight, bits))
+    restored, _ = _restore(*block_quantize(weight, bits, BLOCK_SIZE))
     for start in range(0, weight.shape[1], BLOCK_SIZE):
         block = weight[:, start : start + BLOCK_SIZE]
         peak = np.abs(block).argmax(axis=1)[:, None]
@@ -60,15 +60,15 @@ def test_value_of_largest_magnitude_in_a_block_is_exact(weight, bits):
 def test_zeros_stay_zeros_beside_other_blocks(bits):
     weight = np.zeros((2, BLOCK_SIZE + 3), np.float32)
     weight[1, BLOCK_SIZE] = 7
-    integers, scales = block_quantize(weight, bits)
+    integers, scales = block_quantize(weight, bits, BLOCK_SIZE)
     np.testing.assert_array_equal(_restore(integers, scales)[0], weight)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rows_and_blocks_do_not_influence_each_other(bits):
     weight = np.random.default_rng(0).normal(0, 1, (3, 2 * BLOCK_SIZE)).astype(np.float32)
-    integers, scales = block_quantize(weight, bits)
-    alone = block_quantize(weight[1:2, BLOCK_SIZE:], bits)
+    integers, scales = block_quantize(weight, bits, BLOCK_SIZE)
+    alone = block_quantize(weight[1:2, BLOCK_SIZE:], bits, BLOCK_SIZE)
     np.testing.assert_array_equal(integers[1:2, BLOCK_SIZE:].astype(int), alone[0].astype(int))
     np.testing.assert_array_equal(scales[1:2, 1:], alone[1])
 
@@ -104,9 +104,9 @@ def test_largest_value_of_a_row_is_exact_and_a_row_of_zeros_stays_one(dtype, lar
 
 def test_a_large_weight_is_rounded_some_rows_at_a_time_with_the_same_result(monkeypatch):
     weight = np.random.default_rng(0).normal(0, 1, (7, 2 * BLOCK_SIZE)).astype(np.float32)
-    whole = [block_quantize(weight, 4), channel_quantize(weight, ir.DataType.INT8)]
+    whole = [block_quantize(weight, 4, BLOCK_SIZE), channel_quantize(weight, ir.DataType.INT8)]
     monkeypatch.setattr(quantize, "_VALUES_AT_ONCE", 3 * weight.shape[1])
-    parts = [block_quantize(weight, 4), channel_quantize(weight, ir.DataType.INT8)]
+    parts = [block_quantize(weight, 4, BLOCK_SIZE), channel_quantize(weight, ir.DataType.INT8)]
     for (values, scales), (part_values, part_scales) in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(part_values.astype(int), values.astype(int))
         np.testing.assert_array_equal(part_scales, scales)
