@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from python_backend.arrays import Array
+from python_backend.choices import Choice, FinishReason, Request
 from python_backend.detokenizer import Detokenizer, ReasoningText
 from python_backend.errors import InvalidRequestError
 from python_backend.families.base import PreparedPrompt
@@ -21,7 +22,7 @@ from python_backend.request import GenerationRequest, RequestFailure, RequestOut
 from python_backend.sampler import Sampler
 from python_backend.sampler_state import SampledToken, SamplerState
 from python_backend.sampling_params import SamplingParams
-from python_backend.scheduler import Choice, FinishReason, Request, Scheduler, StepKind, StepPlan
+from python_backend.scheduler import Scheduler, StepKind, StepPlan
 from python_backend.timing import Stopwatch, Timing
 from python_backend.token_text import TokenText
 

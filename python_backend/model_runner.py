@@ -12,13 +12,14 @@ import numpy as np
 
 from python_backend import tensor_names as names
 from python_backend.arrays import Array
+from python_backend.choices import Choice
 from python_backend.errors import InvalidRequestError
 from python_backend.image_inputs import image_inputs
 from python_backend.kv_cache import KVCache
 from python_backend.prompt_logprobs import scored_tokens
 from python_backend.request import GenerationRequest
 from python_backend.runtimes.base import EngineRuntime
-from python_backend.scheduler import Choice, StepPlan
+from python_backend.scheduler import StepPlan
 
 
 class RunnerRequest:

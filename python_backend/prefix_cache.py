@@ -84,6 +84,20 @@ class PrefixCache(Generic[_Content]):
         self._num_uses += 1
         self._last_used[slot] = self._num_uses
 
+    def holds(self, content: _Content) -> bool:
+        """Whether a row holds it."""
+        return any(held is content for held in self._contents)
+
+    def touch(self, content: _Content) -> None:
+        """Say that the row with `content` is in use now."""
+        for slot, held in enumerate(self._contents):
+            if held is content:
+                self.put(slot, held)
+
+    def forget(self, content: _Content) -> None:
+        """Say that the row with `content`, if there is one, holds nothing any more."""
+        self._contents = [None if held is content else held for held in self._contents]
+
     def keep_only(self, is_kept: Callable[[_Content], bool]) -> None:
         """Say that rows with other contents hold nothing any more."""
         self._contents = [c if c is not None and is_kept(c) else None for c in self._contents]

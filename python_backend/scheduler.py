@@ -5,10 +5,14 @@ one prompt ("prefill") or the next token of every running choice ("decode"); the
 have work, so a long prompt cannot stall the streams that run and the streams cannot starve a
 prompt. A decode step that also computes tokens which were guessed may give a choice several tokens.
 
+Of the prompts that wait, the one with least left to compute is first, and a longer one that is under way is
+set aside for it between two chunks: it keeps its row, and goes on there behind it. Who waits for long is no
+longer overtaken.
+
 A running choice holds one slot, a row of the KV cache. Slots are kept compact:
 
     slot  0 .. n-1   running choices, in no particular order
-    rest             free, but for the one in which a prompt is computed, if any
+    rest             free, but for those of the prompt that is computed and of others that were set aside
 
 A decode step therefore covers a prefix of the rows, and whoever leaves changes places with the last one. What
 free rows hold is kept for prompts that begin alike: see `prefix_cache`.
@@ -17,127 +21,19 @@ free rows hold is kept for prompts that begin alike: see `prefix_cache`.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Literal
 
+from python_backend.choices import Choice, FinishReason, Request
 from python_backend.errors import InvalidRequestError, OverloadedError, PromptTooLongError
-from python_backend.prefix_cache import Key, PrefixCache, RowCopy
+from python_backend.prefix_cache import PrefixCache, RowCopy
 
 StepKind = Literal["prefill", "decode"]
 """A chunk of a prompt, or a token of every running choice."""
 
-
-class FinishReason(StrEnum):
-    """Why a choice ended, in OpenAI's words; `CANCELLED` never reaches a client."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    CANCELLED = "cancelled"
-
-
-@dataclass(slots=True, eq=False)
-class Choice:
-    """One of the n answers of a request.
-
-    Attributes:
-        request: whose answer it is.
-        index: 0 to n - 1.
-        slot: its cache row, None unless running.
-        output_token_ids: tokens sampled so far; the last one is not in the cache yet.
-        finish_reason: None while it runs.
-    """
-
-    request: Request
-    index: int
-    slot: int | None = None
-    output_token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Tokens sampled so far."""
-        return len(self.output_token_ids)
-
-    @property
-    def num_tokens_left(self) -> int:
-        """Tokens that may still be sampled."""
-        return self.request.max_tokens - self.num_output_tokens
-
-    @property
-    def num_computed_tokens(self) -> int:
-        """Tokens whose keys and values are in the cache; behind them it may hold guesses that were wrong."""
-        return self.request.num_computed_tokens + max(self.num_output_tokens - 1, 0)
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """What the scheduler knows of a request.
-
-    Attributes:
-        request_id: unique among the requests it holds.
-        num_prompt_tokens: image placeholders included.
-        max_tokens: output tokens per choice, at most.
-        stop_token_ids: tokens that end a choice.
-        num_choices: answers to generate.
-        whole_ranges: parts of the prompt, as (first token, token after the last), in order, that are
-            computed in one step each even if that takes a longer chunk.
-        key: what its prompt is compared with others by; None shares nothing.
-        priority: who waits is admitted in this order, the lowest first; equals as they came.
-        max_chunk_tokens: longest prefill chunk, but for parts that must be whole; None: the scheduler's.
-        num_cached_tokens: prompt tokens that another request had computed.
-        num_computed_tokens: prompt tokens in the cache so far.
-        choices: the answers.
-    """
-
-    request_id: str
-    num_prompt_tokens: int
-    max_tokens: int
-    stop_token_ids: frozenset[int] = frozenset()
-    num_choices: int = 1
-    whole_ranges: tuple[tuple[int, int], ...] = ()
-    key: Key | None = None
-    priority: int = 0
-    max_chunk_tokens: int | None = None
-    num_cached_tokens: int = 0
-    num_computed_tokens: int = 0
-    choices: list[Choice] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.choices = [Choice(self, index) for index in range(self.num_choices)]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every choice has ended."""
-        return all(choice.finish_reason is not None for choice in self.choices)
-
-    def chunk_end(self, num_tokens: int) -> int:
-        """Where a chunk of about `num_tokens` that begins at the first uncomputed token ends."""
-        start = self.num_computed_tokens
-        num_tokens = min(num_tokens, self.max_chunk_tokens or num_tokens)
-        end = min(start + num_tokens, self.num_prompt_tokens)
-        for first, after in self.whole_ranges:
-            if first < end < after:
-                return first if first > start else after
-        return end
-
-    def num_common_tokens(self, choice: Choice) -> int:
-        """How many of the prompt's first tokens can be taken from the row of `choice`.
-
-        One token at least is left to compute, because there would be no logits otherwise.
-        """
-        other = choice.request
-        if self.key is None or other.key is None:
-            return 0
-        num_tokens = min(
-            self.key.num_common(other.key, choice.output_token_ids),
-            choice.num_computed_tokens,
-            self.num_prompt_tokens - 1,
-        )
-        for first, after in self.whole_ranges:
-            if first < num_tokens < after:
-                return first
-        return num_tokens
+AGING = 0.125
+"""Tokens that a prompt seems longer for each token of prompts computed before it came: one of 4,096 tokens is
+overtaken only by those that come while 32,768 are computed. Measured in docs/performance.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +68,7 @@ class Scheduler:
         max_num_batched_tokens: longest prefill chunk, but for parts that must be whole.
         max_model_len: capacity of a slot, prompt and output together.
         max_waiting: requests that may wait for a slot.
+        aging: see `AGING`.
     """
 
     def __init__(
@@ -181,11 +78,13 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         max_waiting: int,
+        aging: float = AGING,
     ) -> None:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.max_waiting = max_waiting
+        self._aging = aging
         self._waiting: list[Request] = []
         self._running: list[Choice] = []
         self._rows: PrefixCache[Choice] = PrefixCache(max_num_seqs)
@@ -194,6 +93,7 @@ class Scheduler:
         # Their prompt has just been computed in the prefill slot; they have no slots of their own yet.
         self._fresh: list[Choice] = []
         self._last_kind: StepKind = "decode"
+        self._num_prefilled_tokens = 0
 
     # --- what is there -------------------------------------------------------------------------
 
@@ -220,7 +120,7 @@ class Scheduler:
     # --- coming and going ----------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        """Queue a request, before those that wait with a higher `priority`.
+        """Queue a request, before those with a higher `priority` and, with the same, longer prompts.
 
         Raises:
             PromptTooLongError: prompt, or prompt and output, exceed `max_model_len`.
@@ -251,7 +151,16 @@ class Scheduler:
             raise OverloadedError(
                 f"the server has {len(self._waiting)} requests waiting, which is its limit; retry later"
             )
-        insort(self._waiting, request, key=lambda waiting: waiting.priority)
+        request.arrival = self._num_prefilled_tokens
+        prefix = self._rows.find(request.num_common_tokens, len(self._running))
+        self._enqueue(request, request.num_prompt_tokens - prefix.num_tokens)
+
+    def _enqueue(self, request: Request, num_tokens_left: int) -> None:
+        request.rank = self._rank(request, num_tokens_left)
+        insort(self._waiting, request, key=lambda waiting: waiting.rank)
+
+    def _rank(self, request: Request, num_tokens_left: int) -> tuple[int, float]:
+        return request.priority, num_tokens_left + self._aging * request.arrival
 
     def abort(self, request_id: str) -> Request | None:
         """Drop a request wherever it is; its slots are free at the next step. None if unknown."""
@@ -297,10 +206,13 @@ class Scheduler:
         """The next step; None when there is nothing to do.
 
         1. close the holes that finished choices left, give slots to choices whose prompt is done;
-        2. admit the first waiting request if its choices fit, with the tokens that are in the cache already;
-        3. prefill and decode in turn.
+        2. set the prompt under way aside if another one should be first;
+        3. admit the first waiting request if its choices fit, with the tokens that are in the cache already;
+        4. prefill and decode in turn.
         """
-        copies = (*self._close_holes(), *self._place_fresh(), *self._admit())
+        copies = (*self._close_holes(), *self._place_fresh())
+        self._set_aside()
+        copies += tuple(self._admit())
         request = self._prefilling
         if request is not None and (not self._running or self._last_kind == "decode"):
             self._last_kind = "prefill"
@@ -360,16 +272,56 @@ class Scheduler:
         assert choice.slot is not None
         return choice.slot
 
+    def _set_aside(self) -> None:
+        """Let the first of the queue go before the prompt under way, if there is room for the rows of both.
+
+        A prompt that cannot be found in its row again is not interrupted.
+        """
+        request = self._prefilling
+        if request is None or request.key is None or not self._waiting:
+            return
+        num_tokens_left = request.num_prompt_tokens - request.num_computed_tokens
+        first, rank = self._waiting[0], self._rank(request, num_tokens_left)
+        if first.rank < rank and self._fits(first, [*self._aside(), request]):
+            self._prefilling = None
+            self._enqueue(request, num_tokens_left)
+
+    def _aside(self) -> list[Request]:
+        """Requests that wait with a part of their prompt in a row."""
+        begun = (request for request in self._waiting if request.num_computed_tokens)
+        return [request for request in begun if self._rows.holds(request.choices[0])]
+
+    def _fits(self, request: Request, aside: list[Request]) -> bool:
+        """Whether there are rows for its choices beside those that run and those of who is `aside`."""
+        num_held = len(self._running) + len({*aside} - {request})
+        return num_held + request.num_choices <= self.max_num_seqs
+
+    def _next(self) -> Request | None:
+        """Who is admitted: the first of the queue; where it does not fit, who has a row already.
+
+        Rows of those who were set aside are given up only if nothing else could go on.
+        """
+        aside = self._aside()
+        for request in (*self._waiting[:1], *aside):
+            if self._fits(request, aside):
+                return request
+        return self._waiting[0] if self._waiting and not self._running else None
+
     def _admit(self) -> list[RowCopy]:
-        first_free = len(self._running)
-        if self._prefilling is not None or not self._waiting:
+        request = None if self._prefilling is not None else self._next()
+        if request is None:
             return []
-        if first_free + self._waiting[0].num_choices > self.max_num_seqs:
-            return []
-        request = self._prefilling = self._waiting.pop(0)
+        self._waiting.remove(request)
+        self._prefilling, first_free = request, len(self._running)
+        for aside in self._aside():
+            self._rows.touch(aside.choices[0])
         prefix = self._rows.find(request.num_common_tokens, first_free)
         slot = self._prefill_slot = self._rows.slot_for(prefix, first_free)
-        request.num_cached_tokens = request.num_computed_tokens = prefix.num_tokens
+        was_begun = request.num_computed_tokens > 0
+        num_known = min(request.num_cached_tokens, prefix.num_tokens)
+        request.num_cached_tokens = num_known if was_begun else prefix.num_tokens
+        request.num_computed_tokens = prefix.num_tokens
+        self._rows.forget(request.choices[0])
         self._rows.put(slot, request.choices[0])
         is_copied = prefix.num_tokens > 0 and prefix.slot != slot
         return [RowCopy(prefix.slot, slot, prefix.num_tokens)] if is_copied else []
@@ -378,6 +330,7 @@ class Scheduler:
         """Record that a step was computed; the tokens sampled from its logits follow by `append`."""
         if plan.request is not None and plan.request is self._prefilling:
             plan.request.num_computed_tokens += plan.num_scheduled_tokens
+            self._num_prefilled_tokens += plan.num_scheduled_tokens
             if plan.choices:
                 self._prefilling, self._fresh = None, list(plan.choices)
 
@@ -401,8 +354,8 @@ class Scheduler:
         assert slots == list(range(len(slots))), f"slots are not compact: {slots}"
         used = len(self._running) + len(self._fresh) + (self._prefilling is not None)
         assert used <= self.max_num_seqs, f"{used} of {self.max_num_seqs} slots"
-        priorities = [request.priority for request in self._waiting]
-        assert priorities == sorted(priorities), f"the queue is out of order: {priorities}"
+        ranks = [request.rank for request in self._waiting]
+        assert ranks == sorted(ranks), f"the queue is out of order: {ranks}"
         if self._prefilling is not None:
             assert self._prefill_slot not in slots, "a prompt is computed in a row that is running"
             assert self._rows[self._prefill_slot] is self._prefilling.choices[0], "it is another's"

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("builders", "python_backend", "openai_frontend", "triton_vlm")
 # The scheduler and what it talks about: plain Python that can be reasoned about and tested alone.
 PURE = (
-    *("errors", "config", "spec", "sampling_params", "scheduler", "prefix_cache"),
+    *("errors", "config", "spec", "sampling_params", "scheduler", "choices", "prefix_cache"),
     *("tensor_names", "reasoning", "tool_calls", "tool_grammar"),
 )
 

@@ -2,8 +2,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from python_backend.choices import FinishReason, Request
 from python_backend.errors import InvalidRequestError, OverloadedError, PromptTooLongError
-from python_backend.scheduler import FinishReason, Request, RowCopy, Scheduler
+from python_backend.scheduler import RowCopy, Scheduler
 
 STOP = 99
 
@@ -78,23 +79,29 @@ def test_long_prompt_and_running_answer_take_turns():
     assert _kinds(scheduler, 7) == ["decode", "prefill"] * 3 + ["decode"]
 
 
-def test_queue_is_served_by_priority_and_then_by_arrival():
+def test_queue_is_served_by_priority_then_the_shortest_prompt_then_by_arrival():
     scheduler = _scheduler(max_num_seqs=1)
-    for name, priority in [("a", 0), ("b", 5), ("c", -1), ("d", 0), ("e", -1)]:
-        request = Request(name, 4, 1, frozenset({STOP}), priority=priority)
+    for name, priority, num_prompt in [
+        ("a", 0, 4),
+        ("b", 5, 1),
+        ("c", -1, 6),
+        ("d", 0, 4),
+        ("e", -1, 2),
+    ]:
+        request = Request(name, num_prompt, 1, frozenset({STOP}), priority=priority)
         scheduler.add_request(request)
     order = [_step(scheduler).request.request_id for _ in range(5)]
-    assert order == ["c", "e", "a", "d", "b"]
+    assert order == ["e", "c", "a", "d", "b"]
 
 
-def test_priority_neither_interrupts_a_prompt_nor_gets_into_a_full_queue():
+def test_full_queue_refuses_whatever_the_priority():
     scheduler = _scheduler(max_num_seqs=1, max_waiting=1)
     scheduler.add_request(_request("a", num_prompt=20, max_tokens=1))
     _step(scheduler)
-    urgent = Request("b", 4, 1, priority=-9)
-    scheduler.add_request(urgent)
+    scheduler.add_request(Request("b", 4, 1, priority=-9))
     with pytest.raises(OverloadedError):
         scheduler.add_request(Request("c", 4, 1, priority=-99))
+    # There is one row, and no room for another prompt before the first one is done.
     order = [_step(scheduler).request.request_id for _ in range(3)]
     assert order == ["a", "a", "b"]
 
@@ -220,6 +227,85 @@ def test_row_that_runs_is_copied():
     assert plan.kind == "decode"
     assert plan.copies == (RowCopy(0, 1, 4),)
     assert _step(scheduler).start == 4
+
+
+def _prefills(scheduler):
+    """(request, first token, tokens) of every chunk until nothing is left."""
+    plans = []
+    while scheduler.has_unfinished:
+        plans.append(_step(scheduler))
+    chunks = [plan for plan in plans if plan.kind == "prefill"]
+    return [(p.request.request_id, p.start, p.num_scheduled_tokens) for p in chunks]
+
+
+def test_shorter_prompt_goes_before_the_rest_of_a_longer_one_which_keeps_its_row():
+    scheduler = _scheduler()
+    scheduler.add_request(_about("long", "long", 40, max_tokens=1))
+    _step(scheduler)
+    scheduler.add_request(_about("short", "short", 6, max_tokens=3))
+    scheduler.add_request(_about("other", "other", 9, max_tokens=1))
+    assert _prefills(scheduler) == [
+        *(("short", 0, 6), ("other", 0, 8), ("other", 8, 1)),
+        *(("long", 8 * i, 8) for i in range(1, 5)),
+    ]
+
+
+def test_urgent_prompt_goes_before_the_rest_of_another_whatever_their_lengths():
+    scheduler = _scheduler()
+    scheduler.add_request(_about("a", "a", 20, max_tokens=1))
+    _step(scheduler)
+    scheduler.add_request(_about("b", "b", 30, max_tokens=1, priority=-1))
+    assert [name for name, *_ in _prefills(scheduler)] == ["b"] * 4 + ["a"] * 2
+
+
+@pytest.mark.parametrize(
+    ("long", "short", "max_num_seqs"),
+    [
+        ({}, {"num_choices": 2}, 2),  # no row for all of them
+        ({"key": None}, {}, 4),  # it could not be found again
+    ],
+)
+def test_prompt_is_not_interrupted_where_it_would_lose_what_is_computed(long, short, max_num_seqs):
+    scheduler = _scheduler(max_num_seqs=max_num_seqs)
+    request = _about("long", "long", 20, max_tokens=1)
+    request.key = long.get("key", request.key)
+    scheduler.add_request(request)
+    _step(scheduler)
+    scheduler.add_request(_about("short", "short", 4, max_tokens=1, **short))
+    assert [name for name, *_ in _prefills(scheduler)] == ["long", "long", "short"]
+
+
+def test_prompt_that_waits_for_long_is_no_longer_overtaken():
+    scheduler = _scheduler()
+    scheduler.add_request(_about("long", "long", 40, max_tokens=1))
+    _step(scheduler)
+    order = []
+    for i in range(60):
+        scheduler.add_request(_about(f"short{i}", f"short{i}", 8, max_tokens=1))
+        order.append(_step(scheduler).request.request_id)
+    # 32 tokens are left, 24 more than of the others: they count like 192 computed ones.
+    first = order.index("long")
+    assert 20 <= first <= 30
+    assert order[first : first + 4] == ["long"] * 4
+
+
+def test_length_of_a_prompt_is_what_is_left_to_compute_of_it():
+    scheduler = _scheduler()
+    _run(scheduler, _about("history", "1", 40))
+    scheduler.add_request(_about("new", "new", 9, max_tokens=1))
+    scheduler.add_request(_about("history", "2", 44, max_tokens=1))
+    assert next(name for name, *_ in _prefills(scheduler)) == "2"
+
+
+def test_prompt_that_was_set_aside_can_be_cancelled_and_what_it_computed_is_used():
+    scheduler = _scheduler()
+    scheduler.add_request(_about("long", "long", 40, max_tokens=1))
+    _step(scheduler)
+    scheduler.add_request(_about("short", "short", 4, max_tokens=1))
+    _step(scheduler)
+    assert scheduler.abort("long") is not None
+    assert _prefills(scheduler) == []
+    assert _run(scheduler, _about("long", "again", 10))[0].start == 8
 
 
 def test_choice_that_leaves_changes_places_with_the_last_one():

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from python_backend.choices import Choice, FinishReason, Request
 from python_backend.errors import OverloadedError
-from python_backend.scheduler import Choice, FinishReason, Request, Scheduler, StepPlan
+from python_backend.scheduler import Scheduler, StepPlan
 
 MAX_MODEL_LEN = 32
 STOP_TOKEN = 1
@@ -64,7 +65,7 @@ class Visit:
         abort: step before which its client leaves, if it does.
         stop_at: output token that is a stop token, per choice.
         stop_string_at: output token after which a stop string ends the choice from outside.
-        priority: who waits is admitted by it, then by arrival.
+        priority: who waits is admitted by it, then by the length of the prompt.
         max_chunk: tokens of the prompt computed in one step, at most.
     """
 
@@ -126,8 +127,7 @@ class Traffic:
         guesses: by the step, again and again: tokens that a decode step guesses for each choice, if they
             fit, and how many of them are right in each slot.
         rows: per cache row and position, what it was computed from.
-        prefilled: prompt tokens in the cache per request.
-        admitted: requests that left the queue, in this order.
+        prefilled: prompt tokens per request that its last chunk left in the cache.
         outputs: tokens sampled per choice.
     """
 
@@ -139,7 +139,6 @@ class Traffic:
     rows: list[list[object]] = field(init=False)
     requests: dict[str, Request] = field(default_factory=dict)
     prefilled: dict[str, int] = field(default_factory=dict)
-    admitted: list[str] = field(default_factory=list)
     outputs: dict[Choice, list[int]] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
     aborted: set[str] = field(default_factory=set)
@@ -193,22 +192,26 @@ class Traffic:
     def _running(self) -> set[Choice]:
         return {choice for choice in self.outputs if choice.finish_reason is None}
 
+    def _open(self) -> list[Request]:
+        """Requests whose prompt is not computed yet."""
+        requests = [self.requests[name] for name in self.added]
+        return [r for r in requests if not r.is_finished and r.choices[0] not in self.outputs]
+
+    def _surely_fit(self, requests: Sequence[Request]) -> bool:
+        """Whether each of them fits beside what runs, even if every other prompt has a row."""
+        num_held = len(self._running()) + len(self._open()) - 1
+        return all(num_held + r.num_choices <= self.scheduler.max_num_seqs for r in requests)
+
     def _must_prefill(self) -> bool:
-        """Whether a prompt is under way, or the first of the queue fits beside what runs."""
-        open_ = [
-            name
-            for name in self.added
-            if not self.requests[name].is_finished
-            and self.requests[name].choices[0] not in self.outputs
-        ]
-        if not open_ or (self.admitted and self.admitted[-1] in open_):
-            return bool(open_)
-        first = min(open_, key=lambda name: self.requests[name].priority)
-        needed = len(self._running()) + self.requests[first].num_choices
-        if needed > self.scheduler.max_num_seqs:
-            return False
-        self.admitted.append(first)
-        return True
+        """Whether a prompt must be computed, because whichever is first fits."""
+        requests = self._open()
+        return bool(requests) and self._surely_fit(requests)
+
+    def _check_turn(self, request: Request) -> None:
+        """A prompt that can be set aside is not computed while more urgent ones wait that surely fit."""
+        urgent = [other for other in self._open() if other.priority < request.priority]
+        can_go = request.key is not None and urgent and self._surely_fit(urgent)
+        assert not can_go, "somebody else was first"
 
     def _visit(self, request: Request) -> Visit:
         return self.visits[int(request.request_id[1:])]
@@ -262,9 +265,10 @@ class Traffic:
 
     def _prefill(self, plan):
         name, start, visit = plan.request.request_id, plan.start, self._visit(plan.request)
-        assert name == self.admitted[-1], "somebody else was first"
+        self._check_turn(plan.request)
         stop = start + plan.num_scheduled_tokens
-        assert start == self.prefilled.setdefault(name, plan.request.num_cached_tokens), "a gap"
+        if plan.request.key is None:
+            assert start == self.prefilled.get(name, 0), "it began again"
         ranges = _whole_ranges(visit.tokens)
         assert not _is_inside(start, ranges), "cut into what must be whole"
         assert not _is_inside(stop, ranges), "cut into what must be whole"
@@ -329,8 +333,7 @@ class Traffic:
     ),
 )
 def test_random_traffic(visits, max_num_seqs, chunk, max_waiting, has_cache, failures, guesses):
-    """Rows hold their own history, nobody starves, everybody ends once, and the queue is served by
-    priority and then by arrival."""
+    """Rows hold their own history, nobody starves, everybody ends once, and the urgent go first."""
     scheduler = Scheduler(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=chunk,
@@ -341,7 +344,6 @@ def test_random_traffic(visits, max_num_seqs, chunk, max_waiting, has_cache, fai
     traffic.run()
     assert not scheduler.has_unfinished
     assert scheduler.num_running == scheduler.num_waiting == 0
-    assert set(traffic.prefilled) <= set(traffic.admitted)
     for name, request in traffic.requests.items():
         assert request.is_finished
         assert 0 <= request.num_cached_tokens < request.num_prompt_tokens
