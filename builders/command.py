@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from rich.table import Table
 
 from builders.options import BuildOptions
-from builders.precision import PRECISIONS
+from builders.precision import GROUP_SIZES, PRECISIONS
 from python_backend.errors import VlmError
 
 
@@ -42,6 +42,13 @@ def _parser() -> argparse.ArgumentParser:
         help="weights: "
         + "; ".join(f"{engine}: {', '.join(names)}" for engine, names in PRECISIONS.items())
         + " (the first)",
+    )
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        choices=GROUP_SIZES,
+        help="weights that share a scale in int4: the larger, the faster and the less exact "
+        f"(default: {GROUP_SIZES[0]})",
     )
     parser.add_argument(
         "--gpu",

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from builders.checkpoint import FLOATS, Checkpoint, StoredTensor
-from builders.precision import BLOCK_SIZES, Precision
+from builders.precision import INT8_BLOCK_SIZE, Precision
 from builders.quantize import Quantization, block_quantize
 from python_backend.errors import BundleError
 
@@ -166,12 +166,12 @@ class Embedding(nn.Module):
             self.weight = Weight(
                 [num_rows, hidden_size],
                 ir.DataType.INT8,
-                encode=lambda array: block_quantize(array, 8, BLOCK_SIZES[8])[0],
+                encode=lambda array: block_quantize(array, 8, INT8_BLOCK_SIZE)[0],
             )
             self.weight_scale = Weight(
-                [num_rows, -(-hidden_size // BLOCK_SIZES[8])],
+                [num_rows, -(-hidden_size // INT8_BLOCK_SIZE)],
                 precision.compute,
-                encode=lambda array: block_quantize(array, 8, BLOCK_SIZES[8])[1],
+                encode=lambda array: block_quantize(array, 8, INT8_BLOCK_SIZE)[1],
                 source="weight",
             )
         else:
@@ -182,7 +182,7 @@ class Embedding(nn.Module):
         if not self._quantized:
             return rows
         scales = op.Gather(self.weight_scale, ids, axis=0)
-        return op.DequantizeLinear(rows, scales, axis=-1, block_size=BLOCK_SIZES[8])
+        return op.DequantizeLinear(rows, scales, axis=-1, block_size=INT8_BLOCK_SIZE)
 
     def project(self, op: Op, x: ir.Value) -> ir.Value:
         """`x @ weight.T`, the output head of a model with tied embeddings: x [M, hidden_size]."""

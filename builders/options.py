@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from builders.precision import PRECISIONS, Precision
+from builders.precision import GROUP_SIZES, PRECISIONS, Precision
 from python_backend.errors import BundleError
 from python_backend.gpu import current_gpu
 
@@ -24,6 +24,7 @@ class BuildOptions:
         name: of the Triton ensemble; None takes the last part of `model`.
         engine: what runs the graphs: onnxruntime, tensorrt or tensorrt_rtx.
         precision: of the weights, one of `PRECISIONS` of the engine; empty takes the first.
+        group_size: weights that share a scale in int4, one of `GROUP_SIZES`; None takes the first.
         gpus: compute capabilities, such as sm89, to build TensorRT-RTX engines for.
         max_seqs: choices generated at once, at most.
         max_model_len: context per request in tokens; None takes the checkpoint's, at most 4096.
@@ -36,6 +37,7 @@ class BuildOptions:
     name: str | None = None
     engine: str = "onnxruntime"
     precision: str = ""
+    group_size: int | None = None
     gpus: tuple[str, ...] = ()
     max_seqs: int = 16
     max_model_len: int | None = None
@@ -52,6 +54,7 @@ class BuildOptions:
             raise BundleError(
                 f"precision {self.precision!r} is not one of those of {self.engine}: {', '.join(choices)}"
             )
+        self._check_group_size()
         self._check_gpus()
         for field in ("max_seqs", "max_images", "max_model_len"):
             value = getattr(self, field)
@@ -62,6 +65,15 @@ class BuildOptions:
                 f"{self.triton_name!r} cannot be a Triton model's name: use letters, digits, '.', '_' "
                 "and '-', or give --name"
             )
+
+    def _check_group_size(self) -> None:
+        if self.group_size is None:
+            return
+        if self.precision != "int4":
+            raise BundleError(f"--group-size is for --precision int4, not {self.precision}")
+        if self.group_size not in GROUP_SIZES:
+            sizes = ", ".join(map(str, GROUP_SIZES))
+            raise BundleError(f"group size {self.group_size} is not one of {sizes}")
 
     def _check_gpus(self) -> None:
         if self.engine != "tensorrt_rtx":
@@ -96,7 +108,7 @@ class BuildOptions:
     def number_formats(self) -> Precision:
         """Of the graphs."""
         make = Precision.for_cpu if self.engine == "onnxruntime" else Precision.for_gpu
-        return make(self.precision)
+        return make(self.precision, self.group_size or GROUP_SIZES[0])
 
     @property
     def triton_name(self) -> str:

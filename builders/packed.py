@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from builders.checkpoint import Checkpoint, StoredTensor
-from builders.precision import BLOCK_SIZES
+from builders.precision import INT8_BLOCK_SIZE
 from python_backend.errors import BundleError
 
 READABLE = (
@@ -303,8 +303,7 @@ def _packed_linear(
     size, rest = divmod(shape[0], num_groups)
     repeats = 1
     if num_groups == 1:
-        size = BLOCK_SIZES[bits]
-        repeats = -(-shape[0] // size)
+        size, repeats = INT8_BLOCK_SIZE, -(-shape[0] // INT8_BLOCK_SIZE)
     elif rest or size not in _GROUP_SIZES:
         raise BundleError(
             f"{module} has {num_groups} scales for {shape[0]} input features; read are {READABLE}"

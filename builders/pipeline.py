@@ -258,7 +258,7 @@ def _runnable(
         yield _write_manifest(staging, manifest)
         return
     with _staging(staging) as twin:
-        on_cpu = replace(options, engine="onnxruntime", precision="fp32", gpus=())
+        on_cpu = replace(options, engine="onnxruntime", precision="fp32", group_size=None, gpus=())
         precision = options.number_formats.computed_in_fp32
         built = _build_into(twin, on_cpu, precision, source, max_model_len, report, None)
         if precision.weight_bits is not None:

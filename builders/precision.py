@@ -9,11 +9,14 @@ import onnx_ir as ir
 
 from python_backend.errors import BundleError
 
-BLOCK_SIZES: Mapping[int, int] = {4: 32, 8: 128}
-"""Input features that share one scale, by bits: blocks that ONNX Runtime and TensorRT have kernels for.
+INT8_BLOCK_SIZE = 128
+"""8-bit weights of an output feature that share a scale on a CPU.
 
-Larger ones are faster. With 8 bits 128 instead of 32 multiply prompts 1.35 times as fast, and a product is
-off by 0.9 instead of 0.8%; with 4 bits it would be 12 instead of 10% (docs/performance.md)."""
+With 32 prompts would take 1.35 times as long, and a product be off by 0.8 instead of 0.9%
+(docs/performance.md)."""
+
+GROUP_SIZES = (32, 64, 128)
+"""`--group-size`: the same of 4-bit weights. Larger ones are faster and less exact; the first is taken."""
 
 _CPU_WEIGHT_BITS: Mapping[str, int | None] = {"fp32": None, "int8": 8, "int4": 4}
 _GPU_WEIGHT_BITS: Mapping[str, int | None] = {
@@ -45,6 +48,7 @@ class Precision:
     Attributes:
         compute: dtype of activations, of the KV cache and of unquantized weights.
         weight_bits: 4 or 8 for weight-only quantization of the linear layers, None for none.
+        group_size: 4-bit weights of an output feature that share a scale.
         is_float8: whether 8-bit weights are floats (E4M3) and not integers.
         for_tensorrt: whether quantized weights are as TensorRT takes them: scales positive, and embedding
             tables as they are, because it dequantizes constants and not the rows that a prompt picks.
@@ -52,20 +56,23 @@ class Precision:
 
     compute: ir.DataType
     weight_bits: int | None = None
+    group_size: int = GROUP_SIZES[0]
     is_float8: bool = False
     for_tensorrt: bool = False
 
     @classmethod
-    def for_cpu(cls, name: str) -> Precision:
+    def for_cpu(cls, name: str, group_size: int = GROUP_SIZES[0]) -> Precision:
         """What `--precision` means for ONNX Runtime on a CPU: fp32, int8 or int4 weights, fp32 compute."""
-        return cls(compute=ir.DataType.FLOAT, weight_bits=_CPU_WEIGHT_BITS[name])
+        weight_bits = _CPU_WEIGHT_BITS[name]
+        return cls(compute=ir.DataType.FLOAT, weight_bits=weight_bits, group_size=group_size)
 
     @classmethod
-    def for_gpu(cls, name: str) -> Precision:
+    def for_gpu(cls, name: str, group_size: int = GROUP_SIZES[0]) -> Precision:
         """What `--precision` means for TensorRT: bf16, fp16, or fewer bits per weight with bf16 compute."""
         return cls(
             compute=ir.DataType.FLOAT16 if name == "fp16" else ir.DataType.BFLOAT16,
             weight_bits=_GPU_WEIGHT_BITS[name],
+            group_size=group_size,
             is_float8=name == "fp8",
             for_tensorrt=True,
         )

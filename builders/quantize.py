@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from builders.blocks import INTEGERS, block_attributes
-from builders.precision import BLOCK_SIZES, Precision
+from builders.precision import INT8_BLOCK_SIZE, Precision
 
 _LARGEST = {ir.DataType.INT8: 127, ir.DataType.FLOAT8E4M3FN: 448}
 _VALUES_AT_ONCE = 2**22
@@ -40,12 +40,12 @@ class Quantization:
         """
         if precision.weight_bits is None:
             return None
-        bits = precision.weight_bits
-        has_blocks = bits == 4 or not precision.for_tensorrt
-        dtype = INTEGERS[bits]
+        block_size = precision.group_size if precision.weight_bits == 4 else INT8_BLOCK_SIZE
+        dtype = INTEGERS[precision.weight_bits]
         if precision.is_float8:
             dtype = ir.DataType.FLOAT8E4M3FN
-        return cls(dtype, BLOCK_SIZES[bits] if has_blocks else None, not precision.for_tensorrt)
+        has_blocks = precision.weight_bits == 4 or not precision.for_tensorrt
+        return cls(dtype, block_size if has_blocks else None, not precision.for_tensorrt)
 
     def quantize(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Round a weight [out, in].

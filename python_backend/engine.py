@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from python_backend.answer_text import AnswerText
 from python_backend.arrays import Array
 from python_backend.choices import Choice, FinishReason, Request
-from python_backend.detokenizer import Detokenizer, ReasoningText
 from python_backend.errors import InvalidRequestError
 from python_backend.families.base import PreparedPrompt
 from python_backend.model_runner import ModelRunner
@@ -32,15 +32,10 @@ _MIN_DRAFT_TOKENS = 2
 
 @dataclass(slots=True)
 class _ChoiceState:
-    """What a choice needs beside its cache row: randomness, penalties, text of answer and reasoning, drafts.
-
-    White space between the two belongs to neither, unless a grammar says how the answer begins.
-    """
+    """What a choice needs beside its cache row: randomness, penalties, texts, drafts."""
 
     sampler: SamplerState
-    detokenizer: Detokenizer
-    reasoning_text: ReasoningText
-    trims_answer: bool
+    text: AnswerText
     lookup: PromptLookup | None
 
 
@@ -185,13 +180,10 @@ class Engine:
             None if request.constraint is None else request.constraint.copy(),
             reasoning,
         )
-        grammar = request.params.grammar
         return _ChoiceState(
             sampler,
-            Detokenizer(self.token_text, request.params),
-            ReasoningText(self.token_text, request.params),
-            trims_answer=grammar is None or grammar.kind == "tool_calls",
-            lookup=self._new_lookup(request.prompt, choice.request.max_tokens),
+            AnswerText(self.token_text, request.params, reasoning),
+            self._new_lookup(request.prompt, choice.request.max_tokens),
         )
 
     def _new_lookup(self, prompt: PreparedPrompt, max_tokens: int) -> PromptLookup | None:
@@ -329,8 +321,11 @@ class Engine:
 
     def _output(self, choice: Choice, token: SampledToken) -> RequestOutput:
         state = self._states[choice]
-        reasoning = self._reasoning(choice, token, state)
-        text, matched_stop = self._text(choice, token, state)
+        is_stop_token = choice.finish_reason is FinishReason.STOP
+        text, reasoning = state.text.append(token.token_id, choice.finish_reason)
+        matched_stop = state.text.matched_stop
+        if matched_stop is not None:  # the scheduler would go on
+            self.scheduler.finish(choice, FinishReason.STOP)
         wants_logprobs = state.sampler.params.logprobs is not None
         logprobs = [self.token_text.logprob_entry(token)] if wants_logprobs else None
         output = RequestOutput(
@@ -350,7 +345,7 @@ class Engine:
         return replace(
             output,
             finish_reason=str(choice.finish_reason),
-            matched_stop=matched_stop,
+            matched_stop=token.token_id if matched_stop is None and is_stop_token else matched_stop,
             usage=usage,
             is_last=is_last,
             timing=timing if is_last else None,
@@ -363,43 +358,6 @@ class Engine:
         if choice.index == 0 and request.params.return_token_ids:
             token_ids = request.prompt.token_ids.tolist()
         return replace(output, usage=self._usage(choice), prompt_token_ids=token_ids)
-
-    def _reasoning(self, choice: Choice, token: SampledToken, state: _ChoiceState) -> str:
-        """What the token adds to the text of the reasoning."""
-        reasoning = state.sampler.reasoning
-        if reasoning is None or reasoning.part == "answer":
-            return ""
-        is_shown = reasoning.part == "reasoning" and choice.finish_reason is not FinishReason.STOP
-        text = state.reasoning_text.append([token.token_id] if is_shown else ())
-        if not reasoning.is_open or choice.finish_reason is not None:
-            text += state.reasoning_text.finish()
-        return text
-
-    def _text(
-        self, choice: Choice, token: SampledToken, state: _ChoiceState
-    ) -> tuple[str, int | str | None]:
-        """What the token adds to the text, and the stop token or string that ends the choice.
-
-        A stop string may end a choice that the scheduler would go on with.
-        """
-        is_stop_token = choice.finish_reason is FinishReason.STOP
-        reasoning, detokenizer = state.sampler.reasoning, state.detokenizer
-        text = ""
-        is_shown = not is_stop_token or self._shows_stop(choice)
-        if is_shown and (reasoning is None or reasoning.part == "answer"):
-            text = detokenizer.append([token.token_id]).text
-        if choice.finish_reason is not None:
-            text += detokenizer.finish()
-        if state.trims_answer and reasoning is not None and reasoning.num_tokens:
-            text = text.lstrip()
-            state.trims_answer = not text
-        if detokenizer.matched_stop is not None:
-            self.scheduler.finish(choice, FinishReason.STOP)
-            return text, detokenizer.matched_stop
-        return text, token.token_id if is_stop_token else None
-
-    def _shows_stop(self, choice: Choice) -> bool:
-        return self._requests[choice.request.request_id].params.include_stop_str_in_output
 
     def _close_choice(self, choice: Choice) -> bool:
         """Count a choice's last output; True if it was its request's last, which is then forgotten."""

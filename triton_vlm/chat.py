@@ -81,9 +81,13 @@ class Answer:
         usage = self.usage
         if usage["completion_tokens"] > 1 and last > first:
             facts.append(f"{(usage['completion_tokens'] - 1) / (last - first):.1f} tokens/s")
-        image_tokens = (usage.get("prompt_tokens_details") or {}).get("image_tokens")
-        pictures = f", {image_tokens:,} of them pictures" if image_tokens else ""
-        facts.append(f"{usage['prompt_tokens']:,} prompt tokens{pictures}")
+        details = usage.get("prompt_tokens_details") or {}
+        media = "".join(
+            f", {count:,} of them {name}"
+            for name, field in (("pictures", "image_tokens"), ("videos", "video_tokens"))
+            if (count := details.get(field))
+        )
+        facts.append(f"{usage['prompt_tokens']:,} prompt tokens{media}")
         facts.append(f"{usage['completion_tokens']:,} answer tokens")
         return " · ".join(facts)
 
@@ -124,17 +128,17 @@ class ChatClient:
             transport=transport,
         )
 
-    def ask(self, question: str, images: Sequence[Path] = ()) -> Answer:
+    def ask(self, question: str, files: Sequence[Path] = ()) -> Answer:
         """Ask in the course of the conversation, which an answered question becomes part of.
 
         Args:
             question: what to ask.
-            images: picture files the question is about.
+            files: pictures and videos the question is about.
 
         Raises:
-            ChatError: an image cannot be read.
+            ChatError: a file cannot be read.
         """
-        parts: list[Message] = [_image_part(path) for path in images]
+        parts: list[Message] = [_media_part(path) for path in files]
         parts.append({"type": "text", "text": question})
         message = {"role": "user", "content": parts}
 
@@ -218,13 +222,14 @@ class ChatClient:
         return ""
 
 
-def _image_part(path: Path) -> Message:
+def _media_part(path: Path) -> Message:
     try:
         data = base64.b64encode(path.read_bytes()).decode("ascii")
     except OSError as exc:
         raise ChatError(f"{path} cannot be read: {exc.strerror}") from exc
     kind = mimetypes.guess_type(path.name)[0] or "image/png"
-    return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
+    part = "video_url" if kind.startswith("video/") else "image_url"
+    return {"type": part, part: {"url": f"data:{kind};base64,{data}"}}
 
 
 def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

@@ -29,6 +29,12 @@ Images = Annotated[
     typer.Option("--image", metavar="PATH", exists=True, dir_okay=False, help=_IMAGE_HELP),
 ]
 
+_VIDEO_HELP = "An MP4 or WebM file that the question is about, if the model takes videos."
+Videos = Annotated[
+    list[Path] | None,
+    typer.Option("--video", metavar="PATH", exists=True, dir_okay=False, help=_VIDEO_HELP),
+]
+
 
 def main() -> None:
     """Run the command line."""
@@ -185,6 +191,7 @@ def chat(
         ),
     ] = None,
     image: Images = None,
+    video: Videos = None,
     url: Annotated[
         str, typer.Option(metavar="URL", help="Address of the OpenAI API.")
     ] = "http://127.0.0.1:9000/v1",
@@ -214,14 +221,15 @@ def chat(
     from triton_vlm.chat import ChatClient, ChatError
     from triton_vlm.conversation import converse, show_answer
 
+    files = [*(image or ()), *(video or ())]
     with ChatClient(
         url, model=model, api_key=api_key, max_tokens=max_tokens, temperature=temperature
     ) as client:
         try:
             if question is None:
-                converse(client, image or [])
+                converse(client, files)
             else:
-                show_answer(client.ask(question, image or []))
+                show_answer(client.ask(question, files))
         except ChatError as exc:
             _fail(str(exc))
         except KeyboardInterrupt:

@@ -12,10 +12,10 @@ from rich.console import Console
 from triton_vlm.chat import Answer, ChatClient, ChatError
 
 INTRODUCTION = (
-    "Ask something. /image PATH adds a picture to the next question, ctrl-C stops an answer, "
-    "ctrl-D ends.\n"
+    "Ask something. /image PATH or /video PATH adds a file to the next question, ctrl-C stops an "
+    "answer, ctrl-D ends.\n"
 )
-IMAGE_COMMAND = "/image "
+FILE_COMMANDS = ("/image", "/video")
 
 
 def show_answer(answer: Answer) -> None:
@@ -37,9 +37,9 @@ def show_answer(answer: Answer) -> None:
     Console(stderr=True).print(answer.facts(), style="dim", highlight=False, soft_wrap=True)
 
 
-def converse(client: ChatClient, images: Sequence[Path]) -> None:
+def converse(client: ChatClient, files: Sequence[Path]) -> None:
     """Ask what is typed until the input ends; a failed question can be asked again."""
-    pending = list(images)
+    pending = list(files)
     if sys.stdin.isatty():
         import readline  # noqa: F401 - arrow keys and a history at the prompt
 
@@ -52,8 +52,9 @@ def converse(client: ChatClient, images: Sequence[Path]) -> None:
         except KeyboardInterrupt:
             sys.stdout.write("\n")
             continue
-        if line.startswith(IMAGE_COMMAND):
-            path = Path(line.removeprefix(IMAGE_COMMAND).strip()).expanduser()
+        command, _, name = line.partition(" ")
+        if command in FILE_COMMANDS and name:
+            path = Path(name.strip()).expanduser()
             if path.is_file():
                 pending.append(path)
             else:
@@ -62,10 +63,10 @@ def converse(client: ChatClient, images: Sequence[Path]) -> None:
             pending = []
 
 
-def _is_answered(client: ChatClient, question: str, images: Sequence[Path]) -> bool:
+def _is_answered(client: ChatClient, question: str, files: Sequence[Path]) -> bool:
     """Ask and show; whether the question is part of the conversation now."""
     try:
-        answer = client.ask(question, images)
+        answer = client.ask(question, files)
         try:
             show_answer(answer)
         except KeyboardInterrupt:

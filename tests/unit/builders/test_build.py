@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from builders.options import BuildOptions
 from builders.pipeline import build
+from builders.quantize import Quantization
 from python_backend import tensor_names as names
 from python_backend.errors import BundleError
 from python_backend.manifest import ModelFolder
@@ -150,11 +152,23 @@ def test_unverified_model_is_refused_unless_allowed(build_tiny):
         {"engine": "tensorrt_rtx", "gpus": ("ada",)},
         {"engine": "tensorrt", "gpus": ("sm89",)},
         {"engine": "openvino"},
+        {"precision": "int4", "group_size": 16},
+        {"precision": "int8", "group_size": 32},
     ],
 )
 def test_options_out_of_range_are_refused(changes):
     with pytest.raises(BundleError):
         BuildOptions(model="somewhere/model", **changes)
+
+
+@pytest.mark.parametrize("engine", [{}, {"engine": "tensorrt_rtx", "gpus": ("sm89",)}])
+def test_groups_of_4_bit_weights_are_as_large_as_is_said(engine):
+    weight = np.random.default_rng(0).normal(size=(2, 256)).astype(np.float32)
+    for given, group_size in [(None, 32), (64, 64), (128, 128)]:
+        options = BuildOptions(model="m", precision="int4", group_size=given, **engine)
+        quantization = Quantization.of(options.number_formats)
+        assert quantization.attributes["block_size"] == group_size
+        assert quantization.quantize(weight)[1].shape == (2, 256 // group_size)
 
 
 def test_precision_of_an_engine_is_its_first_unless_given():

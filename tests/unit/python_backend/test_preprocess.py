@@ -9,7 +9,8 @@ import pytest
 from python_backend.errors import InvalidImageError, InvalidRequestError, PromptTooLongError
 from python_backend.image import ImageLimits
 from python_backend.manifest import ModelFolder
-from python_backend.preprocess import Preprocessor, read_prompt
+from python_backend.preprocess import Preprocessor
+from python_backend.prompt_reader import read_prompt
 from tests.tiny.gemma import GEMMA3
 from tests.tiny.pictures import png
 from tests.tiny.shapes import TOOLS

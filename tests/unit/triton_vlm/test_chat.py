@@ -106,15 +106,26 @@ def test_a_refusal_says_what_to_do(status: int, code: str, advice: str) -> None:
         list(client.ask("?"))
 
 
-def test_a_picture_is_sent_before_its_question(tmp_path: Path) -> None:
-    picture = tmp_path / "picture.webp"
-    picture.write_bytes(b"RIFF")
+@pytest.mark.parametrize(
+    ("name", "part", "kind"),
+    [
+        ("picture.webp", "image_url", "image/webp"),
+        ("picture.gif", "image_url", "image/gif"),
+        ("film.mp4", "video_url", "video/mp4"),
+        ("film.webm", "video_url", "video/webm"),
+    ],
+)
+def test_a_file_is_sent_before_its_question(
+    tmp_path: Path, name: str, part: str, kind: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"RIFF")
     server = Server(lambda: httpx.Response(200, content=events("A circle.")))
     with server.client() as client:
-        list(client.ask("What is this?", [picture]))
-    image, text = server.bodies[0]["messages"][0]["content"]
+        list(client.ask("What is this?", [path]))
+    file, text = server.bodies[0]["messages"][0]["content"]
     data = base64.b64encode(b"RIFF").decode()
-    assert image == {"type": "image_url", "image_url": {"url": f"data:image/webp;base64,{data}"}}
+    assert file == {"type": part, part: {"url": f"data:{kind};base64,{data}"}}
     assert text == {"type": "text", "text": "What is this?"}
 
 

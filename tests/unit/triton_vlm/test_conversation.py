@@ -71,12 +71,13 @@ def test_a_stopped_answer_ends_neither_the_conversation_nor_its_memory(
 
 
 def test_pictures_wait_for_a_question_that_is_answered(talk: Any, tmp_path: Path) -> None:
-    picture = tmp_path / "a b.png"
+    picture, film = tmp_path / "a b.png", tmp_path / "film.mp4"
     picture.write_bytes(b"picture")
-    lines = [f"/image {picture}", "Colour?", "Colour?", "Form?"]
+    film.write_bytes(b"film")
+    lines = [f"/image {picture}", f"/video {film}", "Colour?", "Colour?", "Form?"]
     bodies = talk(lines, [interrupted(""), whole("Red."), whole("Round.")])
     sent = [[part["type"] for part in body["messages"][-1]["content"]] for body in bodies]
-    assert sent == [["image_url", "text"], ["image_url", "text"], ["text"]]
+    assert sent == [*[["image_url", "video_url", "text"]] * 2, ["text"]]
 
 
 def test_a_picture_that_is_not_there_is_said_at_once(
