@@ -34,7 +34,7 @@ from openai_frontend.response_answers import ResponsesAnswer
 from openai_frontend.response_history import ResponseHistory
 from openai_frontend.response_store import ResponseStore
 from openai_frontend.responses_api import ResponsesRequest, in_client_words
-from openai_frontend.sampling import cache_salt_of, num_logprobs_of, sampling_of
+from openai_frontend.sampling import cache_salt_of, caller_of, num_logprobs_of, sampling_of
 from openai_frontend.settings import Settings
 from openai_frontend.structured_output import grammar_of
 from openai_frontend.token_estimate import estimate_output_tokens, estimate_prompt_tokens
@@ -190,6 +190,8 @@ class ChatService:
         sampling = sampling_of(request, self._settings.max_n)
         if (salt := cache_salt_of(request, record.api_key)) is not None:
             sampling["cache_salt"] = salt
+        if record.api_key is not None:
+            sampling["caller"] = caller_of(record.api_key)
         if request.truncate_prompt_tokens is not None:
             prompt = {**prompt, "truncate_prompt_tokens": request.truncate_prompt_tokens}
         grammar = grammar_of(request)

@@ -75,6 +75,14 @@ def cache_salt_of(request: GenerationFields, api_key: ApiKey | None) -> str | No
     return hmac.digest(key, (request.cache_salt or "").encode(), "sha256").hex()
 
 
+def caller_of(api_key: ApiKey) -> str:
+    """By what the decoder tells callers apart, to give each its turn.
+
+    It sees neither the key nor its hash.
+    """
+    return hmac.digest(api_key.digest, b"\0caller", "sha256").hex()
+
+
 def _add_for_completion(request: CompletionRequest, sampling: dict[str, Any]) -> None:
     if request.echo and request.logprobs is not None:
         sampling["prompt_logprobs"] = request.logprobs

@@ -44,7 +44,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     # The default waits up to two minutes before it looks for a restarted Triton again.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 500),
 )
 _FINAL = "triton_final_response"
 _PROBE_TIMEOUT_S = 2.0

@@ -64,6 +64,7 @@ class Request:
             computed in one step each even if that takes a longer chunk.
         key: what its prompt is compared with others by; None shares nothing.
         priority: who waits is admitted in this order, the lowest first.
+        caller: whom it is for.
         max_chunk_tokens: longest prefill chunk, but for parts that must be whole; None: the scheduler's.
         num_cached_tokens: prompt tokens that another request had computed.
         num_computed_tokens: prompt tokens in the cache so far.
@@ -80,6 +81,7 @@ class Request:
     whole_ranges: tuple[tuple[int, int], ...] = ()
     key: Key | None = None
     priority: int = 0
+    caller: str | None = None
     max_chunk_tokens: int | None = None
     num_cached_tokens: int = 0
     num_computed_tokens: int = 0

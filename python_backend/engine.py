@@ -147,6 +147,7 @@ class Engine:
             image_ranges(prompt.image_index) if self._runner.takes_whole_images else (),
             key=self._prompt_key(request),
             priority=params.priority,
+            caller=params.caller,
             max_chunk_tokens=None if params.prompt_logprobs is None else MAX_CHUNK_TOKENS,
         )
         states = [self._new_state(request, choice) for choice in scheduled.choices]

@@ -89,6 +89,7 @@ class SamplingParams:
         grammar: what each answer must match, from its first token, or the first after its reasoning, to its
             end.
         cache_salt: prompts take over what is in the KV cache from prompts with the same salt only.
+        caller: whom the request is for: of several who wait, each has its turn.
         skip_special_tokens: leave control tokens out of the text.
         priority: requests with a lower one leave the waiting queue earlier.
         return_token_ids: tell the prompt's tokens too; those of the answer are always told.
@@ -120,6 +121,7 @@ class SamplingParams:
     logprobs: int | None = None
     grammar: Grammar | None = None
     cache_salt: str | None = None
+    caller: str | None = None
     skip_special_tokens: bool = True
     priority: int = 0
     return_token_ids: bool = False
@@ -391,6 +393,7 @@ _READERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "logprobs": _read_int,
     "grammar": _read_grammar,
     "cache_salt": _read_str,
+    "caller": _read_str,
     "skip_special_tokens": _read_bool,
     "priority": _read_int,
     "return_token_ids": _read_bool,

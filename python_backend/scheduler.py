@@ -7,7 +7,9 @@ prompt. A decode step that also computes tokens which were guessed may give a ch
 
 Of the prompts that wait, the one with least left to compute is first, and a longer one that is under way is
 set aside for it between two chunks: it keeps its row, and goes on there behind it. Who waits for long is no
-longer overtaken.
+longer overtaken. Of several callers the one is next for whom fewest tokens were computed, so nobody's many
+requests hold up another's few (the virtual token counters of Sheng et al., "Fairness in Serving Large
+Language Models", OSDI 2024).
 
 A running choice holds one slot, a row of the KV cache. Slots are kept compact:
 
@@ -94,6 +96,8 @@ class Scheduler:
         self._fresh: list[Choice] = []
         self._last_kind: StepKind = "decode"
         self._num_prefilled_tokens = 0
+        # Tokens computed for each caller who is there; who comes starts with the least of them.
+        self._num_tokens_for: dict[str | None, int] = {}
 
     # --- what is there -------------------------------------------------------------------------
 
@@ -151,9 +155,17 @@ class Scheduler:
             raise OverloadedError(
                 f"the server has {len(self._waiting)} requests waiting, which is its limit; retry later"
             )
+        self._count_in(request.caller)
         request.arrival = self._num_prefilled_tokens
         prefix = self._rows.find(request.num_common_tokens, len(self._running))
         self._enqueue(request, request.num_prompt_tokens - prefix.num_tokens)
+
+    def _count_in(self, caller: str | None) -> None:
+        """Nobody saves up turns while away."""
+        there = {request.caller for request in self._requests()}
+        counts = {other: self._num_tokens_for[other] for other in there}
+        counts.setdefault(caller, min(counts.values(), default=0))
+        self._num_tokens_for = counts
 
     def _enqueue(self, request: Request, num_tokens_left: int) -> None:
         request.rank = self._rank(request, num_tokens_left)
@@ -278,7 +290,9 @@ class Scheduler:
         A prompt that cannot be found in its row again is not interrupted.
         """
         request = self._prefilling
-        if request is None or request.key is None or not self._waiting:
+        if request is None or request.key is None or not request.num_computed_tokens:
+            return
+        if not self._waiting:
             return
         num_tokens_left = request.num_prompt_tokens - request.num_computed_tokens
         first, rank = self._waiting[0], self._rank(request, num_tokens_left)
@@ -297,15 +311,20 @@ class Scheduler:
         return num_held + request.num_choices <= self.max_num_seqs
 
     def _next(self) -> Request | None:
-        """Who is admitted: the first of the queue; where it does not fit, who has a row already.
+        """Who is admitted: the first in turn; where it does not fit, who has a row already.
 
         Rows of those who were set aside are given up only if nothing else could go on.
         """
-        aside = self._aside()
-        for request in (*self._waiting[:1], *aside):
+        if not self._waiting or len(self._running) >= self.max_num_seqs:
+            return None
+        aside, first = self._aside(), min(self._waiting, key=self._turn)
+        for request in (first, *aside):
             if self._fits(request, aside):
                 return request
-        return self._waiting[0] if self._waiting and not self._running else None
+        return None if self._running else first
+
+    def _turn(self, request: Request) -> tuple[int, int, tuple[int, float]]:
+        return request.priority, self._num_tokens_for[request.caller], request.rank
 
     def _admit(self) -> list[RowCopy]:
         request = None if self._prefilling is not None else self._next()
@@ -331,6 +350,7 @@ class Scheduler:
         if plan.request is not None and plan.request is self._prefilling:
             plan.request.num_computed_tokens += plan.num_scheduled_tokens
             self._num_prefilled_tokens += plan.num_scheduled_tokens
+            self._num_tokens_for[plan.request.caller] += plan.num_scheduled_tokens
             if plan.choices:
                 self._prefilling, self._fresh = None, list(plan.choices)
 
@@ -341,6 +361,7 @@ class Scheduler:
         """
         assert choice.finish_reason is None
         choice.output_token_ids.append(token_id)
+        self._num_tokens_for[choice.request.caller] += 1
         if token_id in choice.request.stop_token_ids:
             self.finish(choice, FinishReason.STOP)
         elif choice.num_output_tokens >= choice.request.max_tokens:

@@ -59,7 +59,9 @@ async def test_decoder_learns_neither_key_nor_salt(make_proxy) -> None:
     assert salt is not None
     digest = hashlib.sha256(ALICE.encode()).hexdigest()
     assert len(salt) == 64
-    assert salt not in (digest, hashlib.sha256(b"my secret").hexdigest())
+    caller = proxy.backend.calls[-1].sampling["caller"]
+    assert not {salt, caller} & {digest, hashlib.sha256(b"my secret").hexdigest()}
+    assert caller != await _salt(proxy, ALICE)
 
 
 async def test_every_endpoint_keeps_keys_apart(make_proxy) -> None:
@@ -73,9 +75,10 @@ async def test_every_endpoint_keeps_keys_apart(make_proxy) -> None:
         for key in (ALICE, BOB):
             headers = {"authorization": f"Bearer {key}"}
             await proxy.http.post(path, json={"model": MODEL.id} | body, headers=headers)
-    salts = [call.sampling["cache_salt"] for call in proxy.backend.calls]
-    assert salts == salts[:2] * len(bodies)
-    assert salts[0] != salts[1]
+    for name in ("cache_salt", "caller"):
+        of_calls = [call.sampling[name] for call in proxy.backend.calls]
+        assert of_calls == of_calls[:2] * len(bodies)
+        assert of_calls[0] != of_calls[1]
 
 
 @pytest.mark.parametrize("salt", ["", 7, ["x"], "x" * 513])

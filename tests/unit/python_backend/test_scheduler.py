@@ -94,6 +94,40 @@ def test_queue_is_served_by_priority_then_the_shortest_prompt_then_by_arrival():
     assert order == ["e", "c", "a", "d", "b"]
 
 
+def _order(scheduler):
+    """Requests in the order in which their prompts are computed, one chunk each."""
+    plans = []
+    while scheduler.has_unfinished:
+        plans.append(_step(scheduler))
+    return [plan.request.request_id for plan in plans if plan.kind == "prefill"]
+
+
+def test_many_requests_of_one_caller_do_not_hold_up_another():
+    scheduler = _scheduler(max_num_seqs=1)
+    for i in range(4):
+        scheduler.add_request(Request(f"a{i}", 4, 2, caller="a"))
+    scheduler.add_request(Request("b0", 8, 2, caller="b"))
+    scheduler.add_request(Request("b1", 8, 2, caller="b"))
+    # 6 tokens for each of a's, 10 for each of b's.
+    assert _order(scheduler) == ["a0", "b0", "a1", "b1", "a2", "a3"]
+
+
+def test_urgent_requests_of_one_caller_go_first_all_the_same():
+    scheduler = _scheduler(max_num_seqs=1)
+    for name, caller, priority in [("a0", "a", -1), ("a1", "a", -1), ("b0", "b", 0)]:
+        scheduler.add_request(Request(name, 4, 1, caller=caller, priority=priority))
+    assert _order(scheduler) == ["a0", "a1", "b0"]
+
+
+def test_nobody_saves_up_turns_while_away():
+    scheduler = _scheduler(max_num_seqs=1)
+    for i in range(3):
+        scheduler.add_request(Request(f"a{i}", 4, 1, caller="a"))
+    _step(scheduler)
+    scheduler.add_request(Request("b", 6, 1, caller="b"))
+    assert _order(scheduler) == ["a1", "b", "a2"]
+
+
 def test_full_queue_refuses_whatever_the_priority():
     scheduler = _scheduler(max_num_seqs=1, max_waiting=1)
     scheduler.add_request(_request("a", num_prompt=20, max_tokens=1))

@@ -169,8 +169,9 @@ class Traffic:
                 visit.num_choices,
                 _whole_ranges(visit.tokens),
                 ListKey(visit.tokens, visit.salt) if self.has_cache else None,
-                visit.priority,
-                visit.max_chunk,
+                priority=visit.priority,
+                max_chunk_tokens=visit.max_chunk,
+                caller=visit.salt,
             )
             try:
                 self.scheduler.add_request(request)
@@ -208,10 +209,11 @@ class Traffic:
         return bool(requests) and self._surely_fit(requests)
 
     def _check_turn(self, request: Request) -> None:
-        """A prompt that can be set aside is not computed while more urgent ones wait that surely fit."""
+        """A prompt under way that can be set aside makes way for more urgent ones that surely fit."""
+        is_under_way = request.key is not None and request.request_id in self.prefilled
         urgent = [other for other in self._open() if other.priority < request.priority]
-        can_go = request.key is not None and urgent and self._surely_fit(urgent)
-        assert not can_go, "somebody else was first"
+        can_go = bool(urgent) and self._surely_fit(urgent)
+        assert not (is_under_way and can_go), "somebody else was first"
 
     def _visit(self, request: Request) -> Visit:
         return self.visits[int(request.request_id[1:])]
