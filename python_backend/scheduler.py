@@ -96,8 +96,9 @@ class Scheduler:
         self._fresh: list[Choice] = []
         self._last_kind: StepKind = "decode"
         self._num_prefilled_tokens = 0
-        # Tokens computed for each caller who is there; who comes starts with the least of them.
+        # Tokens computed for each caller who is there, and for the last one who was admitted.
         self._num_tokens_for: dict[str | None, int] = {}
+        self._num_tokens_for_last = 0
 
     # --- what is there -------------------------------------------------------------------------
 
@@ -161,10 +162,13 @@ class Scheduler:
         self._enqueue(request, request.num_prompt_tokens - prefix.num_tokens)
 
     def _count_in(self, caller: str | None) -> None:
-        """Nobody saves up turns while away."""
+        """Nobody saves up turns: who comes to the queue counts as much as the one there who has least."""
         there = {request.caller for request in self._requests()}
         counts = {other: self._num_tokens_for[other] for other in there}
-        counts.setdefault(caller, min(counts.values(), default=0))
+        queue = {request.caller for request in self._waiting}
+        if caller not in queue:
+            least = min((counts[other] for other in queue), default=self._num_tokens_for_last)
+            counts[caller] = max(counts.get(caller, 0), least)
         self._num_tokens_for = counts
 
     def _enqueue(self, request: Request, num_tokens_left: int) -> None:
@@ -331,6 +335,7 @@ class Scheduler:
         if request is None:
             return []
         self._waiting.remove(request)
+        self._num_tokens_for_last = self._num_tokens_for[request.caller]
         self._prefilling, first_free = request, len(self._running)
         for aside in self._aside():
             self._rows.touch(aside.choices[0])

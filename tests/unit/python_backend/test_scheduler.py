@@ -119,13 +119,22 @@ def test_urgent_requests_of_one_caller_go_first_all_the_same():
     assert _order(scheduler) == ["a0", "a1", "b0"]
 
 
-def test_nobody_saves_up_turns_while_away():
-    scheduler = _scheduler(max_num_seqs=1)
-    for i in range(3):
-        scheduler.add_request(Request(f"a{i}", 4, 1, caller="a"))
-    _step(scheduler)
-    scheduler.add_request(Request("b", 6, 1, caller="b"))
-    assert _order(scheduler) == ["a1", "b", "a2"]
+@pytest.mark.parametrize("is_running", [False, True])
+def test_nobody_saves_up_turns_by_asking_for_little(is_running):
+    """Neither while away, nor with one answer that goes on and on."""
+    scheduler = _scheduler(max_num_seqs=2)
+    if is_running:
+        scheduler.add_request(Request("b", 1, 60, caller="b"))
+        _step(scheduler)
+    for i in range(6):
+        scheduler.add_request(Request(f"a{i}", 20, 2, caller="a"))
+    for plan in iter(lambda: _step(scheduler), None):
+        if plan.request and plan.request.request_id == "a2":
+            break
+    for i in range(4):
+        scheduler.add_request(Request(f"b{i}", 4, 4, caller="b"))
+    order = [name for name in _order(scheduler) if name in ("a3", "b0", "b1", "b2", "b3")]
+    assert order.index("a3") <= 2
 
 
 def test_full_queue_refuses_whatever_the_priority():
