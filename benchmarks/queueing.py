@@ -12,7 +12,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from python_backend.choices import Choice, Request
+from benchmarks.report import markdown_table
+from python_backend.choices import Request
 from python_backend.scheduler import AGING, Scheduler, StepPlan
 
 AS_THEY_COME = 1e9
@@ -64,7 +65,8 @@ class Mix:
         rng = random.Random(seed)
         shares, lengths = zip(*self.prompts, strict=True)
         prompt = sum(share * length for share, length in self.prompts) * costs.prompt_token
-        answer = statistics.mean(self.outputs) * (costs.row + costs.decode_step / _NUM_SEQS * 2)
+        share_of_step = costs.decode_step / (_NUM_SEQS / 2)  # as if half of the rows ran
+        answer = statistics.mean(self.outputs) * (costs.row + share_of_step)
         now, found = 0.0, []
         for _ in range(self.num_requests):
             now += rng.expovariate(self.load / (prompt + answer))
@@ -104,21 +106,14 @@ def first_tokens(mix: Mix, costs: Costs, aging: float, seed: int) -> Iterator[tu
         now += costs.of(plan)
         scheduler.update(plan)
         for choice in plan.choices:
-            if _is_first(choice):
+            if choice.num_output_tokens == 0:
                 yield choice.request.num_prompt_tokens, now - came[choice.request]
             scheduler.append(choice, 0)
 
 
-def _is_first(choice: Choice) -> bool:
-    return choice.num_output_tokens == 0
-
-
 def table(mix: Mix, costs: Costs, agings: Sequence[float], num_seeds: int) -> str:
     """Times to the first token, as Markdown."""
-    lines = [
-        "| load | aging | prompt | mean s | p50 s | p99 s |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows: list[tuple[str, ...]] = []
     for aging in agings:
         times: dict[int, list[float]] = {length: [] for _, length in mix.prompts}
         for seed in range(num_seeds):
@@ -128,9 +123,9 @@ def table(mix: Mix, costs: Costs, agings: Sequence[float], num_seeds: int) -> st
         for length, of_length in times.items():
             cuts = statistics.quantiles(of_length, n=100)
             figures = (statistics.mean(of_length), cuts[49], cuts[98])
-            cells = [f"{mix.load}", name, f"{length}", *(f"{figure:.2f}" for figure in figures)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            cells = [f"{figure:.2f}" for figure in figures]
+            rows.append((f"{mix.load}", name, f"{length}", *cells))
+    return markdown_table(["load", "aging", "prompt", "mean s", "p50 s", "p99 s"], rows)
 
 
 def main() -> None:
