@@ -18,7 +18,7 @@ class OnnxRuntimeGenAI(Peer):
 
     name: ClassVar[str] = "onnxruntime-genai"
     is_served: ClassVar[bool] = False
-    max_concurrency: ClassVar[int | None] = 8
+    max_concurrency: ClassVar[int | None] = 4
 
     def set_up(self) -> None:
         self._python = self._work.environment(self.name)
