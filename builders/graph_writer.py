@@ -11,6 +11,7 @@ import onnx_ir as ir
 from builders.blocks import use_packed
 from builders.digests import code_digest, digest, file_digest, versions
 from builders.engines import Costs, build_engines
+from builders.fused_products import fuse_products
 from builders.graph import write_graph
 from builders.modules import fill_weights
 from builders.options import BuildOptions
@@ -76,6 +77,8 @@ class GraphWriter:
         path = folder / f"{spec.name}.onnx"
         use_packed(graph.graph, self._checkpoint_names, self._source.packed)
         fill_weights(graph.graph, self._source.checkpoint, self._checkpoint_names)
+        if self._is_for_cpu:
+            fuse_products(graph.graph)
         write_graph(graph, path, self._report.progress)
         paths, costs = {CPU: path}, Costs()
         if not self._is_for_cpu:

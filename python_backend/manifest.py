@@ -12,7 +12,7 @@ from python_backend.errors import BundleError, InvalidRequestError
 from python_backend.sampling_params import SamplingParams
 from python_backend.spec import GraphSpec
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 FILE_NAME = "manifest.json"
 PROCESSOR_DIR = "processor"
 VERSION_DIR = "1"

@@ -48,8 +48,6 @@ class OrtRuntime(EngineRuntime):
         options.log_severity_level = _WARNINGS_FROM
         options.intra_op_num_threads = num_threads or 0
         options.enable_cpu_mem_arena = keep_memory
-        # int8 products for block-quantized weights: 4 to 6 times faster than fp32 for one row.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
         # Threads that wait spin no longer than it takes from one operator to the next (in us): waking them
         # costs a decode step 5%, and spinning between steps takes the core from the other stages.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")

@@ -139,7 +139,7 @@ def test_every_linear_layer_of_a_quantized_tower_runs_as_matmul_nbits(quantized,
         pytest.skip("reads text only")
     path = quantized.path(quantized.manifest.vision_encoder)
     initializers = onnx.load(path, load_external_data=False).graph.initializer
-    rounded = [t.name for t in initializers if t.data_type == TensorProto.INT8]
+    rounded = [t.name for t in initializers if t.data_type == TensorProto.UINT8]
     whole = [
         t.name
         for t in initializers

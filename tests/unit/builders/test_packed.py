@@ -12,8 +12,10 @@ import onnxruntime
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from builders import fused_products
 from builders.blocks import use_packed
 from builders.checkpoint import Checkpoint
+from builders.fused_products import fuse_products
 from builders.packed import PackedLinear, packed_format, packed_linears
 from python_backend.errors import BundleError
 
@@ -81,8 +83,11 @@ def test_there_are_no_zero_points_where_zero_is_in_the_middle(read, case):
     assert (read(case, golden(case)).zero_points is None) == ("symmetric" in case)
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_graph_computes_with_integers_as_one_fused_product(read, tmp_path, case):
+def test_graph_computes_with_integers_as_one_fused_product(
+    read, tmp_path, monkeypatch, case, is_fused
+):
     """A block of any size, with zero points or without: ONNX Runtime never has the whole matrix."""
     layer = read(case, golden(case))
     num_in, num_out = layer.shape
@@ -98,6 +103,10 @@ def test_graph_computes_with_integers_as_one_fused_product(read, tmp_path, case)
         name="linear",
     )
     assert use_packed(graph, lambda path: (path,), {"weight": layer}) == 1
+    if is_fused:
+        monkeypatch.setattr(fused_products, "ROUND_ACTIVATIONS", 1)
+        assert fuse_products(graph) == 1
+        assert [node.op_type for node in graph] == ["MatMulNBits"]
     path = tmp_path / "linear.onnx"
     ir.save(ir.Model(graph, ir_version=11), path)
     onnx.checker.check_model(str(path))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import pytest
 
 from builders.families import family_graphs
@@ -67,16 +67,19 @@ def packed(request, tiny_models, tmp_path_factory) -> Packed:
     return Packed(tiny.shape, packing, model, dequantized, notes)
 
 
-@pytest.fixture
-def exact_products(monkeypatch) -> None:
-    """ONNX Runtime does not round activations in products with quantized weights."""
-
-    class Options(onnxruntime.SessionOptions):
-        def add_session_config_entry(self, key: str, value: str) -> None:
-            value = "1" if key == "session.qdq_matmulnbits_accuracy_level" else value
-            super().add_session_config_entry(key, value)
-
-    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+@pytest.fixture(scope="module")
+def exact(packed, tmp_path_factory) -> Packed:
+    """The same model, but products with quantized weights do not round activations."""
+    folder = tmp_path_factory.mktemp("exact") / "repository"
+    shutil.copytree(packed.model.folder.parent, folder)
+    for path in folder.rglob("*.onnx"):
+        graph = onnx.load(path, load_external_data=False)
+        for node in graph.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "accuracy_level":
+                    attribute.i = 1
+        onnx.save(graph, path)
+    return replace(packed, model=ModelFolder.open(folder / packed.model.folder.name))
 
 
 def test_build_says_what_is_kept_and_verifies_it(packed):
@@ -96,38 +99,35 @@ def test_every_quantized_layer_has_the_integers_of_the_checkpoint(packed):
     graph = onnx.load(
         packed.model.path(packed.model.manifest.decoder), load_external_data=False
     ).graph
-    nodes = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
     packing = PACKINGS[packed.packing]
     assert len(nodes) == 7 * packed.shape.num_layers
-    assert {len(node.input) for node in nodes} == {2 if packing.sym else 3}
-    dtypes = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    integers = onnx.TensorProto.INT4 if packing.bits == 4 else onnx.TensorProto.INT8
-    assert {dtypes[node.input[0]] for node in nodes} == {integers}
+    assert {bool(node.input[3]) for node in nodes} == {not packing.sym}
+    bits = [a.i for node in nodes for a in node.attribute if a.name == "bits"]
+    assert set(bits) == {packing.bits}
 
 
-@pytest.mark.usefixtures("exact_products")
-def test_greedy_tokens_equal_huggingface_with_the_dequantized_weights(packed):
-    hf = TinyModel(packed.shape, packed.dequantized, packed.dequantized).hf
-    conversations = conversations_of(packed.shape)
+def test_greedy_tokens_equal_huggingface_with_the_dequantized_weights(exact):
+    hf = TinyModel(exact.shape, exact.dequantized, exact.dequantized).hf
+    conversations = conversations_of(exact.shape)
     expected = {}
     for name, messages in conversations.items():
-        expected[name], lead = hf_greedy(hf, hf_inputs(packed.dequantized, messages), NUM_TOKENS)
+        expected[name], lead = hf_greedy(hf, hf_inputs(exact.dequantized, messages), NUM_TOKENS)
         assert lead > NEAR_TIE, f"{name}: near tie"
-    with VLM(packed.model.folder) as vlm:
+    with VLM(exact.model.folder) as vlm:
         generations = vlm.generate(list(conversations.values()), GREEDY)
     tokens = {name: list(g.token_ids) for name, g in zip(conversations, generations, strict=True)}
     assert tokens == expected
     assert len({tuple(t) for t in expected.values()}) == len(expected)
 
 
-@pytest.mark.usefixtures("exact_products")
-def test_numbers_are_those_of_huggingface_with_the_dequantized_weights(packed):
-    graphs = family_graphs(packed.shape.model_type)(packed.model.manifest.config)
-    preprocessor = Preprocessor(packed.model)
+def test_numbers_are_those_of_huggingface_with_the_dequantized_weights(exact):
+    graphs = family_graphs(exact.shape.model_type)(exact.model.manifest.config)
+    preprocessor = Preprocessor(exact.model)
     cases = huggingface_cases(
-        packed.dequantized, graphs, preprocessor, Precision.for_cpu("fp32"), {}
+        exact.dequantized, graphs, preprocessor, Precision.for_cpu("fp32"), {}
     )
-    verify(packed.model, cases, FP32_TOLERANCE)
+    verify(exact.model, cases, FP32_TOLERANCE)
 
 
 def test_a_tower_is_quantized_where_the_checkpoint_has_it_so(tiny_models, tmp_path):
@@ -140,7 +140,7 @@ def test_a_tower_is_quantized_where_the_checkpoint_has_it_so(tiny_models, tmp_pa
     model, _ = build_packed(checkpoint, tmp_path / "repository")
     graph = onnx.load(model.path(model.manifest.vision_encoder), load_external_data=False).graph
     num_blocks = TIED.config["vision_config"]["depth"]
-    assert [n.op_type for n in graph.node].count("DequantizeLinear") == num_blocks
+    assert [n.op_type for n in graph.node].count("MatMulNBits") == num_blocks
     assert FP32_TOLERANCE < model.manifest.verification["embeds_error"] < ROUNDED_TOLERANCE
 
 
