@@ -96,7 +96,8 @@ class Comparison:
         self._results.engines.append(result)
         if failure is not None:
             return
-        self._results.speeds.append(measure_speed())
+        result.speed = measure_speed()
+        self._results.speeds.append(result.speed)
         for loads, caches in ((self._plan.plain_loads, False), (self._plan.cached_loads, True)):
             try:
                 self._measure(peer, result, loads, caches=caches)
@@ -124,9 +125,11 @@ class Comparison:
             with MemoryMeter(engine.groups) as memory:
                 load = pictures_load(_MEMORY_CONCURRENCY, num_tokens)
                 run_burst(engine, self._workload, load, _WARM_UP)
+            cold_start_s = ready_s + first.requests[0].ttft_s
             if result.cold_start_s is None:
-                result.cold_start_s = ready_s + first.requests[0].ttft_s
+                result.cold_start_s = cold_start_s
                 result.peak_bytes = sum(memory.peak.values())
+            result.cold_start_s = min(result.cold_start_s, cold_start_s)
             for repeat in range(self._plan.repeats):
                 for load in loads:
                     try:

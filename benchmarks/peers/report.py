@@ -101,7 +101,7 @@ def to_markdown(results: PeerResults, plot: Path) -> str:
         f"# {results.model}, {plan.precision}, against peers, {environment.slug}",
         f"`{environment.command}`",
         f"{environment.in_words}; figures during "
-        f"which others used more than {NOISY_SHARE:.0%} (bold) are worth little.",
+        f"which others used more than {NOISY_SHARE:.0%} (bold) are worth little.{_resumed(results)}",
         f"{environment.software}.",
         "[What each figure means](../README.md#against-peers). Figures are medians with the smallest and "
         f"largest repeat ({plan.repeats} in all). Prompts: {NUM_TEXT_TOKENS} tokens of text, with a "
@@ -139,6 +139,11 @@ def to_markdown(results: PeerResults, plot: Path) -> str:
             sections.append(f"A request every {load.mean_gap_s:.2f} s in the mean.")
         sections.append(markdown_table(header, speed_rows(results, load)))
     return "\n\n".join(sections) + "\n"
+
+
+def _resumed(results: PeerResults) -> str:
+    times = ", ".join(results.resumed)
+    return f" Interrupted, and resumed {times}." if times else ""
 
 
 def _range(values: list[float], digits: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from benchmarks.environment import Environment
@@ -44,8 +45,9 @@ class EngineResult:
         is_ours: whether it is this project's.
         is_served: whether it was asked over HTTP.
         bursts: by label of the load.
-        cold_start_s: from starting it to the first token of the first answer, model files in the
-            page cache or not, as they happened to be.
+        speed: of the machine, just before it was started.
+        cold_start_s: from starting it to the first token of the first answer; the shorter one of two starts,
+            if there were two, because files are in the page cache then.
         peak_bytes: memory of all its processes in a burst of eight pictures, shared pages once.
         failure: why something is missing, None when nothing is.
     """
@@ -54,6 +56,7 @@ class EngineResult:
     version: str
     is_ours: bool
     is_served: bool
+    speed: MachineSpeed | None = None
     bursts: dict[str, list[Burst]] = field(default_factory=dict)
     cold_start_s: float | None = None
     peak_bytes: int | None = None
@@ -81,6 +84,7 @@ class PeerResults:
         num_prompt_tokens: by label of the load; of its longest prompt.
         engines: in the order in which they were measured.
         references: by label of the load.
+        resumed: when the run went on after an interruption.
     """
 
     environment: Environment
@@ -91,18 +95,19 @@ class PeerResults:
     num_prompt_tokens: Mapping[str, int]
     engines: list[EngineResult] = field(default_factory=list)
     references: dict[str, Reference] = field(default_factory=dict)
+    resumed: list[str] = field(default_factory=list)
 
     @property
     def speed(self) -> MachineSpeed:
-        """The best of all that were measured."""
+        """The middle one of all that were measured: a shared machine is twice as fast for a moment."""
         return MachineSpeed(
-            read_bytes_per_s=max(speed.read_bytes_per_s for speed in self.speeds),
-            flops_per_s=max(speed.flops_per_s for speed in self.speeds),
+            read_bytes_per_s=median(speed.read_bytes_per_s for speed in self.speeds),
+            flops_per_s=median(speed.flops_per_s for speed in self.speeds),
         )
 
-    def floor(self, load: Load) -> Floor:
-        """The least time a load without caches can take."""
-        return floor_of(self.work, self.speed, load, self.num_prompt_tokens[load.label])
+    def floor(self, load: Load, speed: MachineSpeed | None = None) -> Floor:
+        """The least time a load without caches can take at a speed, by default `speed`."""
+        return floor_of(self.work, speed or self.speed, load, self.num_prompt_tokens[load.label])
 
     # --- comparing ------------------------------------------------------------------------------
 
@@ -251,7 +256,7 @@ class PeerResults:
         targets = []
         one = self._pictures(1)
         if one is not None and one.label in ours.bursts:
-            floor, bursts = self.floor(one), ours.bursts[one.label]
+            floor, bursts = self.floor(one, ours.speed), ours.bursts[one.label]
             for name, share, least in (
                 (
                     "decode, share of memory bandwidth",

@@ -2,6 +2,7 @@
 
 python -m benchmarks.peers.run            # the 0.5B-shaped checkpoint
 python -m benchmarks.peers.run --quick    # a tiny one: does everything work?
+python -m benchmarks.peers.run --resume   # go on with a run that was interrupted
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from benchmarks.peers.plot import draw
 from benchmarks.peers.report import to_markdown
 from benchmarks.peers.results import PeerResults
 from benchmarks.peers.transformers_serve import TransformersServe
+from benchmarks.peers.unfinished import Unfinished
 from benchmarks.peers.vllm import Vllm
 from benchmarks.peers.work_folder import WorkFolder
 from benchmarks.result_files import write_files
@@ -52,6 +54,9 @@ def compare(
     command: str,
     folder: Path,
     console: Console,
+    unfinished: Unfinished,
+    *,
+    resume: bool,
 ) -> Path:
     """Measure all peers; what is there is written after each, so that nothing measured is lost.
 
@@ -62,12 +67,14 @@ def compare(
         command: the whole command line.
         folder: for the result.
         console: for progress.
+        unfinished: keeps what was measured until the end.
+        resume: whether to go on from what it has.
 
     Returns:
         The page.
 
     Raises:
-        SystemExit: the project's own model cannot be built.
+        SystemExit: the project's own model cannot be built, or there is nothing to go on from.
     """
     failures = set_up(peers, console)
     own = next(peer for peer in peers if isinstance(peer, TritonVlm))
@@ -85,20 +92,31 @@ def compare(
     eight = pictures_load(8)
     ceiling = floor_of(work, speed, eight, num_tokens(eight))
     plan = plan_of(ceiling.tokens_per_s / eight.num_output_tokens)
-    results = PeerResults(
-        environment=describe(model_folder, command),
-        model=checkpoint.folder.name,
-        plan=plan,
-        speeds=[speed],
-        work=work,
-        num_prompt_tokens={load.label: num_tokens(load) for load in plan.loads},
-    )
+    environment = describe(model_folder, command)
+    if resume:
+        results = unfinished.load(plan)
+        results.resumed.append(environment.started)
+    else:
+        results = PeerResults(
+            environment=environment,
+            model=checkpoint.folder.name,
+            plan=plan,
+            speeds=[speed],
+            work=work,
+            num_prompt_tokens={load.label: num_tokens(load) for load in plan.loads},
+        )
     comparison = Comparison(results, workload, console)
+    measured = {engine.name for engine in results.engines}
     for peer in peers:
+        if peer.name in measured:
+            console.print(f"{peer.name}: measured before the interruption")
+            continue
         comparison.measure(peer, failures.get(peer.name))
+        unfinished.save(results)
         write(results, folder)
     console.print("Hugging Face: answering for the comparison of tokens ...")
     comparison.ask_hugging_face(checkpoint, model_folder)
+    unfinished.delete()
     return write(results, folder)
 
 
@@ -125,6 +143,11 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[1, 4, 8, 16],
         help="requests at once with pictures (default: 1 4 8 16)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the last run of this precision, which was interrupted",
     )
     parser.add_argument(
         "--set-up-only", action="store_true", help="environments and checkpoints, no measurement"
@@ -157,7 +180,16 @@ def main(argv: Sequence[str]) -> None:
             num_references=NUM_REFERENCES[arguments.precision],
         )
 
-    page = compare(peers, checkpoint, plan_of, command, results_dir(arguments), console)
+    page = compare(
+        peers,
+        checkpoint,
+        plan_of,
+        command,
+        results_dir(arguments),
+        console,
+        Unfinished(work.root / f"unfinished_{preset}_{arguments.precision}.json"),
+        resume=arguments.resume,
+    )
     Console().print(page.read_text(encoding="utf-8"), soft_wrap=True, markup=False, highlight=False)
     console.print(f"written to {page}")
 

@@ -90,6 +90,7 @@ def test_every_load_is_measured_and_caches_are_on_only_where_something_comes_aga
     assert list(result.bursts) == [load.label for load in run._results.plan.loads]
     assert result.failure is None
     assert result.cold_start_s is not None
+    assert result.speed == run._results.speeds[-1]
     assert result.peak_bytes
     assert all(engine.is_stopped for engine in peer._engines)
 

@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from benchmarks.floors import MachineSpeed
 from benchmarks.peers.plan import PeerPlan, loads_of
 from benchmarks.peers.report import to_markdown
@@ -102,6 +104,25 @@ def test_libraries_are_compared_with_libraries():
 def test_targets_of_what_was_not_measured_are_left_out():
     results = make_results(make_engine("triton-vlm", is_ours=True))
     assert not [t for t in results.targets() if "best peer" in t.wanted]
+
+
+def test_floors_are_those_of_the_machine_just_before_the_engine():
+    engine = make_engine("triton-vlm", is_ours=True)
+    results = make_results(engine)
+    shares = []
+    for factor in (1, 2):
+        speed = results.speeds[0]
+        engine.speed = replace(speed, read_bytes_per_s=factor * speed.read_bytes_per_s)
+        share = target(results, "decode, share").measured
+        shares.append(float(share.removesuffix("%")))
+    assert shares[0] == pytest.approx(2 * shares[1], abs=1)
+
+
+def test_one_fast_moment_of_the_machine_does_not_move_the_floor():
+    results = make_results()
+    usual = results.speeds[0]
+    results.speeds.extend([usual, replace(usual, read_bytes_per_s=9 * usual.read_bytes_per_s)])
+    assert results.speed == usual
 
 
 def test_floors_are_targets_too():
