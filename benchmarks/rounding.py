@@ -9,7 +9,6 @@ and answers the same questions greedily.
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pydoc_data.topics import topics
 
 from rich.console import Console
 
-from benchmarks.command_line import ROOT, CommandLine, add_results, results_dir
+from benchmarks.command_line import CommandLine, add_results, results_dir
 from benchmarks.environment import Environment, describe
 from benchmarks.peers.metrics import leading_share
 from benchmarks.peers.work_folder import WorkFolder
@@ -62,16 +61,20 @@ class Answers:
         return math.exp(-sum(self.logprobs) / len(self.logprobs))
 
 
+def _sections() -> list[tuple[str, str]]:
+    """Names and texts of the longer sections of Python's language reference, which every Python has."""
+    sections = [(name, text.strip()) for name, text in sorted(topics.items())]
+    return [(name, text) for name, text in sections if len(text) > _MIN_CHARACTERS]
+
+
 def texts() -> list[str]:
-    """English prose that every Python has: how the longer sections of its language reference begin."""
-    long = (text.strip() for _, text in sorted(topics.items()))
-    return [text[:_MAX_CHARACTERS] for text in long if len(text) > _MIN_CHARACTERS][:_NUM_TEXTS]
+    """English prose: how some of these sections begin."""
+    return [text[:_MAX_CHARACTERS] for _, text in _sections()[:_NUM_TEXTS]]
 
 
 def questions() -> list[str]:
-    """About what these sections are about."""
-    names = sorted(name for name, text in topics.items() if len(text) > _MIN_CHARACTERS)
-    return [f"What is meant by {name} in Python?" for name in names[:_NUM_QUESTIONS]]
+    """What some of them are about."""
+    return [f"What is meant by {name} in Python?" for name, _ in _sections()[:_NUM_QUESTIONS]]
 
 
 def ask(model: Path) -> Answers:
@@ -144,10 +147,9 @@ def run(work: WorkFolder, results: Path, command: str, console: Console) -> Path
     for label, (precision, *more) in VARIANTS.items():
         console.print(f"{label}: building and asking ...")
         repository = work.root / "model_repository" / "rounding" / label.replace(" ", "-")
-        command_line = [sys.executable, "-m", "builders.build", "--model", str(checkpoint)]
-        command_line += ["--output", str(repository), "--precision", precision, *more]
-        command_line += ["--name", NAME, "--max-model-len", str(_MAX_MODEL_LEN)]
-        subprocess.run(command_line, cwd=ROOT, check=True)
+        build = [sys.executable, "-m", "builders.build", "--model", checkpoint, "--name", NAME]
+        build += ["--output", repository, "--precision", precision, *more]
+        work.command("build", [*build, "--max-model-len", str(_MAX_MODEL_LEN)])
         answers[label] = ask(repository / NAME)
         console.print(f"  perplexity {answers[label].perplexity:.2f}")
     page = results / f"{environment.file_stem(f'rounding_{NAME}')}.md"

@@ -1,7 +1,7 @@
 """How quantized weights stand in a graph: signed integers [in, out], a scale per block of input features.
 
-That is standard `DequantizeLinear`, which ONNX Runtime computes together with the product that follows
-(`MatMulNBits`) and TensorRT reads if there are no zero points. Weights that the builder rounds, but for
+That is standard `DequantizeLinear`, which TensorRT reads if there are no zero points; for ONNX Runtime it
+becomes part of the product that follows (`fused_products`). Weights that the builder rounds, but for
 8 bits on TensorRT, and those of checkpoints that are quantized already have this form.
 """
 

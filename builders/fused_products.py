@@ -33,10 +33,14 @@ def fuse_products(graph: ir.Graph) -> int:
     Returns:
         How many there are.
     """
-    products = [node for node in graph if node.op_type == "MatMul" and _restore(node) is not None]
+    products = [
+        (node, restore)
+        for node in graph
+        if node.op_type == "MatMul" and (restore := _restore(node)) is not None
+    ]
     packed: dict[ir.Value, ir.Value] = {}
-    for product in products:
-        _fuse(graph, product, packed)
+    for product, restore in products:
+        _fuse(graph, product, restore, packed)
     for old, new in packed.items():
         del graph.initializers[str(old.name)]
         new.name = old.name
@@ -54,9 +58,9 @@ def _restore(product: ir.Node) -> ir.Node | None:
     return node if is_blocks else None
 
 
-def _fuse(graph: ir.Graph, product: ir.Node, packed: dict[ir.Value, ir.Value]) -> None:
-    restore = _restore(product)
-    assert restore is not None
+def _fuse(
+    graph: ir.Graph, product: ir.Node, restore: ir.Node, packed: dict[ir.Value, ir.Value]
+) -> None:
     integers, scales, *zero_points = restore.inputs
     assert integers is not None
     assert integers.dtype is not None
