@@ -51,6 +51,7 @@ def test_triton_traces_only_what_the_proxy_traces() -> None:
         "--trace-config=level=TIMESTAMPS",
         "--trace-config=rate=0",
         "--trace-config=opentelemetry,url=http://collector:4318/v1/traces",
+        "--trace-config=opentelemetry,bsp_schedule_delay=500",
     }
 
 
