@@ -30,7 +30,6 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         LaunchError: it would refuse to start, because of a value, its API keys, its certificate or a
             package that is missing.
     """
-    from openai_frontend.api_keys import ApiKeys
     from openai_frontend.otlp import span_exporter
     from openai_frontend.settings import Settings, SettingsError
     from openai_frontend.tls import tls_options
@@ -38,6 +37,9 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     try:
         settings = Settings.from_command_line(arguments, os.environ)
         if settings.needs_key:
+            # Imported here, with the web framework, which takes 0.3 s.
+            from openai_frontend.api_keys import ApiKeys
+
             ApiKeys(settings)
         tls_options(settings)
         span_exporter(settings)
