@@ -22,8 +22,8 @@ BANDWIDTH_SHARES = (0.65, 0.8)
 CONTEXT = 1024
 """Tokens of each row that is decoded."""
 NUM_ROWS = (1, 8, 16, 32, 64)
-# Bytes per weight: of linear layers, and of the head. int4 has a bfloat16 scale for 32 weights.
-WEIGHT_BYTES = {"bf16": (2.0, 2.0), "fp8": (1.0, 1.0), "int4": (0.5 + 2 / 32, 1.0)}
+# Bytes per weight: of MLPs, and of attention and the head. int4 has a bfloat16 scale for 128 weights.
+WEIGHT_BYTES = {"bf16": (2.0, 2.0), "fp8": (1.0, 1.0), "int4": (0.5 + 2 / 128, 1.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class DecoderSize:
     """Numbers of weights and of cached values.
 
     Attributes:
-        layer_weights: of the linear layers of all decoder layers.
-        head_weights: of the output head.
+        mlp_weights: of all decoder layers.
+        other_weights: of attention in all decoder layers, and of the output head.
         kv_values_per_token: keys and values of all layers.
         attention_flops_per_pair: one token that attends to one other, in all layers.
     """
 
-    layer_weights: int
-    head_weights: int
+    mlp_weights: int
+    other_weights: int
     kv_values_per_token: int
     attention_flops_per_pair: int
 
@@ -51,21 +51,21 @@ class DecoderSize:
         attention = 2 * hidden * hidden + 2 * hidden * kv_size
         mlp = 3 * hidden * config["intermediate_size"]
         return cls(
-            layer_weights=num_layers * (attention + mlp),
-            head_weights=hidden * config["vocab_size"],
+            mlp_weights=num_layers * mlp,
+            other_weights=num_layers * attention + hidden * config["vocab_size"],
             kv_values_per_token=2 * num_layers * kv_size,
             attention_flops_per_pair=4 * num_layers * hidden,
         )
 
     def step_bytes(self, precision: str, num_rows: int) -> float:
         """What a decode step reads: all weights once, and the cache (bfloat16) of every row."""
-        per_layer_weight, per_head_weight = WEIGHT_BYTES[precision]
-        weights = self.layer_weights * per_layer_weight + self.head_weights * per_head_weight
+        of_mlp, of_other = WEIGHT_BYTES[precision]
+        weights = self.mlp_weights * of_mlp + self.other_weights * of_other
         return weights + 2 * num_rows * CONTEXT * self.kv_values_per_token
 
     def step_flops(self, num_rows: int) -> int:
         """What a decode step computes."""
-        products = 2 * (self.layer_weights + self.head_weights)
+        products = 2 * (self.mlp_weights + self.other_weights)
         return num_rows * (products + CONTEXT * self.attention_flops_per_pair)
 
 

@@ -132,7 +132,7 @@ class CrossAttentionLayer(nn.Module):
     def __init__(self, config: CrossAttentionConfig, precision: Precision) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
-        self.cross_attn = _Attention(config, precision)
+        self.cross_attn = _Attention(config, precision.attention)
         self.cross_attn_attn_gate = Weight([1], precision.compute)
         self.post_attention_layernorm = RMSNorm(precision, config.hidden_size, config.norm_epsilon)
         self.mlp = GatedMLP(
@@ -186,7 +186,9 @@ def build_cross_attention(
     builder = new_graph(spec)
     feeds, op = declare_inputs(builder, spec, precision.compute), builder.op
     embeds = op.Unsqueeze(feeds["image_embeds"], [0])
-    updates = [u for i in config.layers for u in _KeysValues(config, precision, i)(op, embeds)]
+    updates = [
+        u for i in config.layers for u in _KeysValues(config, precision.attention, i)(op, embeds)
+    ]
     start = constant(op, np.zeros(1, np.int64), "start")
     filled = [
         functions.cache_update(op, feeds[tensor.name], update, start)

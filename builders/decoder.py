@@ -246,7 +246,7 @@ class _Layer(nn.Module):
         super().__init__()
         self._has_post_norms = config.has_post_norms
         self.input_layernorm = _norm(config, precision, config.hidden_size)
-        self.self_attn = _Attention(config, precision)
+        self.self_attn = _Attention(config, precision.attention)
         self.post_attention_layernorm = _norm(config, precision, config.hidden_size)
         if config.has_post_norms:
             self.pre_feedforward_layernorm = _norm(config, precision, config.hidden_size)

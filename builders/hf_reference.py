@@ -99,12 +99,14 @@ def _round_weights(model: Any, precision: Precision) -> None:
     """What `modules.Linear` and `modules.Embedding` store, as fp32."""
     if precision.weight_bits is None:
         return
-    in_decoder = set(model.get_decoder().modules())
+    decoder = model.get_decoder()
     layers = {
-        module: precision if module in in_decoder else precision.tower
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear)
+        module: precision.tower for module in model.modules() if isinstance(module, torch.nn.Linear)
     }
+    for path, module in decoder.named_modules():
+        if module in layers:
+            is_attention = path.split(".")[-2].endswith("_attn")
+            layers[module] = precision.attention if is_attention else precision
     layers[model.get_output_embeddings()] = precision.head
     if not precision.for_tensorrt:
         layers[model.get_input_embeddings()] = precision.head

@@ -134,6 +134,29 @@ def test_every_linear_layer_of_a_quantized_decoder_runs_as_matmul_nbits(quantize
         assert "MatMul" not in ops
 
 
+def test_int4_is_of_mlps_and_all_others_have_8_bits(quantized):
+    manifest = quantized.manifest
+    if manifest.precision != "int4":
+        pytest.skip("has 8 bits everywhere")
+    graphs = [manifest.vision_encoder, manifest.decoder, manifest.cross_attention]
+    products = [
+        node
+        for graph in graphs
+        if graph is not None
+        for node in onnx.load(quantized.path(graph), load_external_data=False).graph.node
+        if node.op_type == "MatMulNBits"
+    ]
+    bits = {
+        node.input[1]: attribute.i
+        for node in products
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    }
+    of_4_bits = {name for name, value in bits.items() if value == 4}
+    assert of_4_bits == {name for name in bits if ".mlp." in name and name.startswith("model.")}
+    assert set(bits.values()) == {4, 8}
+
+
 def test_every_linear_layer_of_a_quantized_tower_runs_as_matmul_nbits(quantized, tmp_path):
     if not quantized.manifest.sees_images:
         pytest.skip("reads text only")

@@ -147,7 +147,7 @@ def layer_engine(tmp_path):
 
 @pytest.mark.parametrize("gpu", ["sm89", "sm120"])
 @pytest.mark.parametrize(
-    ("precision", "num_bytes"), [("bf16", 2), ("fp8", 1), ("int8", 1), ("int4", 0.5 + 2 / 32)]
+    ("precision", "num_bytes"), [("bf16", 2), ("fp8", 1), ("int8", 1), ("int4", 0.5 + 2 / 128)]
 )
 def test_weights_keep_their_bits_in_the_engine(layer_engine, precision, num_bytes, gpu):
     engine = layer_engine(Precision.for_gpu(precision), gpu)
