@@ -124,11 +124,11 @@ class ChatTemplate:
         video_token_id: int | None = None,
         video_template: VideoTemplate | None = None,
     ) -> None:
-        self._tokenizer = _load_tokenizer(processor_dir)
+        self._tokenizer: Any = _load_tokenizer(processor_dir)
         self._plain = self._tokenizer.backend_tokenizer
         added = self._plain.get_added_tokens_decoder()
         self._special_ids = {token.content: i for i, token in added.items() if token.special}
-        self._added = {token_id: token.content for token_id, token in added.items()}
+        self._added: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
         image_ids = (placeholder_id, image_token_id, video_token_id)
         self._image_ids = {i for i in image_ids if i is not None}
         tokens = ["" if i is None else self.text_of(i) for i in image_ids]
@@ -382,7 +382,8 @@ def _load_tokenizer(processor_dir: Path) -> Any:
         if name.endswith("_token") and isinstance(value, str | dict)
     }
     usual = {name: texts.pop(name) for name in set(texts) & set(_USUAL_TOKENS)}
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast  # which has no annotations
+    return make(
         tokenizer_file=str(processor_dir / "tokenizer.json"),
         chat_template=_read_templates(processor_dir) or config.get("chat_template"),
         model_specific_special_tokens=texts,

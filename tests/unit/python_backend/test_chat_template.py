@@ -215,16 +215,22 @@ def test_empty_prompt_is_refused(template):
         template.token_ids(Conversation(prompt=""))
 
 
+def _with_config(tied, parent, **more):
+    """A copy of the checkpoint with more in its tokenizer's config."""
+    folder = shutil.copytree(tied.checkpoint, parent / "checkpoint")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    return folder
+
+
 def test_template_that_reads_parts_only_gets_strings_as_parts(tied, tmp_path):
     """As those of Idefics3, SmolVLM and LLaVA-OneVision, which make nothing of a string."""
-    folder = shutil.copytree(tied.checkpoint, tmp_path / "parts")
-    path = folder / "tokenizer_config.json"
     parts_only = (
         "{% for message in messages %}{{ message['role'] }}:"
         "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}"
         "{% endfor %};{% endfor %}"
     )
-    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": parts_only}))
+    folder = _with_config(tied, tmp_path, chat_template=parts_only)
     template = ChatTemplate(folder, TOKEN_IDS[PLACEHOLDER], TOKEN_IDS[PLACEHOLDER])
     strings = [_user("Hello"), {"role": "assistant", "content": "Hi"}, _user("Bye")]
     parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in strings]
@@ -233,11 +239,35 @@ def test_template_that_reads_parts_only_gets_strings_as_parts(tied, tmp_path):
     assert text == "user:Hello;assistant:Hi;user:Bye;"
 
 
+def test_control_tokens_that_a_template_names_are_those_of_the_checkpoint(tied, tmp_path):
+    begin, end = TYPABLE[:2]
+    template = "{{ bos_token }}{{ eos_token }}{{ image_token }}{{ unk_token }}"
+    tokens = {"bos_token": begin, "eos_token": {"content": end}, "image_token": PLACEHOLDER}
+    folder = _with_config(tied, tmp_path, **tokens, unk_token=None, chat_template=template)
+    tokenizer = AutoTokenizer.from_pretrained(
+        _with_config(
+            tied, tmp_path / "hf", **tokens | {"eos_token": end, "chat_template": template}
+        )
+    )
+    expected = tokenizer.apply_chat_template([_user("a")], tokenize=False)
+    assert begin + end + PLACEHOLDER in expected
+    rendered = ChatTemplate(folder)._render([_user("a")], ())
+    assert rendered == expected
+
+
+def test_template_for_tools_is_taken_where_there_are_tools(tied, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tied.checkpoint)
+    tokenizer.chat_template = {"default": "without", "tool_use": "with"}
+    tokenizer.save_pretrained(tmp_path)
+    template = ChatTemplate(tmp_path)
+    for tools, text in [((), "without"), ((TOOL,), "with")]:
+        ids = template.token_ids(Conversation(messages=[_user("a")], tools=tools))
+        assert tokenizer.decode(ids) == text
+
+
 def test_template_that_refuses_is_an_invalid_request(tied, tmp_path):
-    folder = shutil.copytree(tied.checkpoint, tmp_path / "strict")
-    path = folder / "tokenizer_config.json"
     strict = "{{ raise_exception('roles must alternate') }}"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": strict}))
+    folder = _with_config(tied, tmp_path, chat_template=strict)
     template = ChatTemplate(folder, TOKEN_IDS[PLACEHOLDER], TOKEN_IDS[PLACEHOLDER])
     with pytest.raises(InvalidRequestError, match="roles must alternate"):
         template.token_ids(Conversation(messages=[_user("a")]))
@@ -290,11 +320,8 @@ def test_message_that_has_no_text_cannot_be_gone_on_with(template):
 @pytest.fixture(scope="module")
 def reading(tied, tmp_path_factory):
     """A template that reads some variables, and has the names of others in texts and comments only."""
-    folder = shutil.copytree(tied.checkpoint, tmp_path_factory.mktemp("reading") / "checkpoint")
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"chat_template": READS_VARIABLES}))
-    return ChatTemplate(folder)
+    parent = tmp_path_factory.mktemp("reading")
+    return ChatTemplate(_with_config(tied, parent, chat_template=READS_VARIABLES))
 
 
 def test_variables_reach_a_template_that_reads_them(reading):
