@@ -37,6 +37,7 @@ from python_backend.families import load_family
 from python_backend.families.base import ModelFamily
 from python_backend.gpu import find_gpu
 from python_backend.manifest import (
+    DETOKENIZER_FILE,
     FILE_NAME,
     PROCESSOR_DIR,
     VERSION_DIR,
@@ -228,6 +229,16 @@ def _copy_processor(checkpoint: Path, target: Path) -> None:
             shutil.copyfile(checkpoint / name, target / name)
     if not (target / "tokenizer.json").exists():
         raise BundleError(f"{checkpoint} has no fast tokenizer (tokenizer.json)")
+    _write_detokenizer(target)
+
+
+def _write_detokenizer(processor_dir: Path) -> None:
+    """tokenizer.json without its merges: the decoder stage turns ids into text, and loads this in a third."""
+    tokenizer = json.loads((processor_dir / "tokenizer.json").read_text(encoding="utf-8"))
+    if tokenizer["model"]["type"] == "BPE":
+        tokenizer["model"]["merges"] = []
+    text = json.dumps(tokenizer, ensure_ascii=False)
+    (processor_dir / DETOKENIZER_FILE).write_text(text, encoding="utf-8")
 
 
 def _load_family(manifest: Manifest, processor_dir: Path, checkpoint: Path) -> ModelFamily:

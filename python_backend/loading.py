@@ -85,7 +85,7 @@ def load_engine(model: ModelFolder, config: EngineConfig) -> Engine:
         num_rows,
         load_cross_attention(model, config),
     )
-    tokenizer = Tokenizer.from_file(str(model.processor_dir / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(model.detokenizer_path))
     return Engine(
         scheduler,
         runner,

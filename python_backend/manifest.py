@@ -12,11 +12,13 @@ from python_backend.errors import BundleError, InvalidRequestError
 from python_backend.sampling_params import SamplingParams
 from python_backend.spec import GraphSpec
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 FILE_NAME = "manifest.json"
 PROCESSOR_DIR = "processor"
 VERSION_DIR = "1"
 """Triton's version directory; a bundle has one version."""
+DETOKENIZER_FILE = "detokenizer.json"
+"""In the processor's folder: the tokenizer without what only turns text into tokens."""
 CPU = "cpu"
 """The target of graphs that ONNX Runtime runs; those of TensorRT are GPUs, such as `sm89`."""
 
@@ -192,6 +194,11 @@ class ModelFolder:
     def processor_dir(self) -> Path:
         """Tokenizer and image-processor files."""
         return self.folder / VERSION_DIR / PROCESSOR_DIR
+
+    @property
+    def detokenizer_path(self) -> Path:
+        """The tokenizer, as far as ids become text."""
+        return self.processor_dir / DETOKENIZER_FILE
 
     def path(self, graph: GraphFile, target: str = CPU) -> Path:
         """The file of a graph for a target.

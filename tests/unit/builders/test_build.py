@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from builders.options import BuildOptions
 from builders.pipeline import build
@@ -127,6 +128,17 @@ def test_manifest_hashes_are_those_of_the_files(build_tiny):
         for file, digest in graph.files.items():
             data = (model.folder.parent / file).read_bytes()
             assert hashlib.sha256(data).hexdigest() == digest
+
+
+def test_decoder_stage_gets_the_texts_of_tokens_without_the_merges(build_tiny):
+    model, _ = build_tiny()
+    whole = Tokenizer.from_file(str(model.processor_dir / "tokenizer.json"))
+    texts = Tokenizer.from_file(str(model.detokenizer_path))
+    assert json.loads(model.detokenizer_path.read_text(encoding="utf-8"))["model"]["merges"] == []
+    token_ids = whole.encode("A small café, 12 stars.").ids
+    assert texts.decode(token_ids) == whole.decode(token_ids) != ""
+    assert texts.get_vocab() == whole.get_vocab()
+    assert repr(texts.get_added_tokens_decoder()) == repr(whole.get_added_tokens_decoder())
 
 
 def test_unverified_model_is_refused_unless_allowed(build_tiny):

@@ -57,9 +57,9 @@ def test_graph_spec_survives_its_json(changes):
         "[]",
         "null",
         "{}",
-        '{"format_version": 5}',
-        '{"format_version": 5, "vision_encoder": {}, "decoder": {}}',
-        '{"format_version": 5, "vision_encoder": null, "decoder": []}',
+        '{"format_version": 6}',
+        '{"format_version": 6, "vision_encoder": {}, "decoder": {}}',
+        '{"format_version": 6, "vision_encoder": null, "decoder": []}',
     ],
 )
 def test_damaged_manifest_is_refused(folder, text):
