@@ -213,7 +213,12 @@ class _Attention(nn.Module):
         return op.Transpose(x if norm is None else norm(op, x), perm=[0, 2, 1, 3])
 
     def forward(
-        self, op: Op, x: ir.Value, past: tuple[ir.Value, ir.Value], context: _Context
+        self,
+        op: Op,
+        x: ir.Value,
+        past: tuple[ir.Value, ir.Value],
+        context: _Context,
+        index: ir.Value | None,
     ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
         config = self._config
         q_norm, k_norm = (self.q_norm, self.k_norm) if config.has_qk_norm else (None, None)
@@ -234,7 +239,12 @@ class _Attention(nn.Module):
         y = op.Reshape(
             op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, config.num_heads * config.head_dim]
         )
-        return self.o_proj(op, y), (keys, values)
+        return self.o_proj(op, _take(op, y, index)), (keys, values)
+
+
+def _take(op: Op, x: ir.Value, index: ir.Value | None) -> ir.Value:
+    """The tokens [B, L, H] of [B, S, H] at `index` int64 [B, L, 1]; None takes all."""
+    return x if index is None else op.GatherND(x, index, batch_dims=1)
 
 
 def _norm(config: DecoderConfig, precision: Precision, size: int) -> RMSNorm:
@@ -259,9 +269,16 @@ class _Layer(nn.Module):
         )
 
     def forward(
-        self, op: Op, x: ir.Value, past: tuple[ir.Value, ir.Value], context: _Context
+        self,
+        op: Op,
+        x: ir.Value,
+        past: tuple[ir.Value, ir.Value],
+        context: _Context,
+        index: ir.Value | None,
     ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
-        y, present = self.self_attn(op, self.input_layernorm(op, x), past, context)
+        """The output of the tokens at `index`, and keys and values of all of them."""
+        y, present = self.self_attn(op, self.input_layernorm(op, x), past, context, index)
+        x = _take(op, x, index)
         if self._has_post_norms:
             x = op.Add(x, self.post_attention_layernorm(op, y))
             y = self.mlp(op, self.pre_feedforward_layernorm(op, x))
@@ -305,19 +322,23 @@ class _Model(nn.Module):
             contexts = self._contexts(op, feeds, None)
             seen = CrossContext(op, cross.capacity, feeds["cross_range"], feeds["cross_lengths"])
             x = self._embed(op, feeds["input_ids"])
+        # Only these tokens need more of the last layer than keys and values, and the head, which is a large
+        # part of a small model. They are taken behind the layer if it is there that images come in.
+        index = op.Unsqueeze(feeds["logits_index"], [2])
+        last = len(self.layers) - 1
+        is_early = last >= len(others) and isinstance(self.layers[last], _Layer)
         presents = []
         for i, layer in enumerate(self.layers):
             if isinstance(layer, CrossAttentionLayer):
                 x = layer(op, x, (feeds[f"cross_key.{i}"], feeds[f"cross_value.{i}"]), seen)
                 continue
             past = feeds[f"past_key.{i}"], feeds[f"past_value.{i}"]
-            x, present = layer(op, x, past, contexts[i in self._config.sliding_layers])
+            context = contexts[i in self._config.sliding_layers]
+            x, present = layer(op, x, past, context, index if is_early and i == last else None)
             presents.append(present)
             if i < len(others):
                 x = op.Where(is_image, op.Add(x, others[i]), x)
-        # Only the tokens whose logits are asked for: the head is a large part of a small model.
-        index = op.Unsqueeze(feeds["logits_index"], [2])
-        return self.norm(op, op.GatherND(x, index, batch_dims=1)), presents
+        return self.norm(op, x if is_early else _take(op, x, index)), presents
 
     def _embed(self, op: Op, ids: ir.Value) -> ir.Value:
         x = self.embed_tokens(op, ids)

@@ -86,6 +86,18 @@ def test_weights_lie_beside_the_graph_in_the_format_of_the_computation(
     assert path.stat().st_size < 1_000_000
 
 
+def test_tokens_without_logits_skip_the_last_products(tied):
+    nodes = onnx.load(
+        tied.model.path(tied.model.manifest.decoder), load_external_data=False
+    ).graph.node
+    last = f"model.layers.{tied.shape.num_layers - 1}"
+    places = {name: i for i, node in enumerate(nodes) for name in (node.op_type, *node.input)}
+    taken = places["GatherND"]  # the last one
+    assert places[f"{last}.self_attn.v_proj.weight"] < taken
+    for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+        assert taken < places[f"{last}.{name}.weight"]
+
+
 @pytest.fixture(scope="module", params=["int8", "int4"])
 def quantized(request, tiny, tmp_path_factory):
     """The tiny model with quantized weights, verified by the build itself."""
