@@ -47,7 +47,7 @@ class EngineResult:
         bursts: by label of the load.
         speed: of the machine, just before it was started.
         cold_start_s: from starting it to the first token of the first answer; the shorter one of two starts,
-            if there were two, because files are in the page cache then.
+            because files are in the page cache at the second.
         peak_bytes: memory of all its processes in a burst of eight pictures, shared pages once.
         failure: why something is missing, None when nothing is.
     """
