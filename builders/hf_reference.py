@@ -105,8 +105,7 @@ def _round_weights(model: Any, precision: Precision) -> None:
     }
     for path, module in decoder.named_modules():
         if module in layers:
-            is_attention = path.split(".")[-2].endswith("_attn")
-            layers[module] = precision.attention if is_attention else precision
+            layers[module] = precision.attention if "_attn." in path else precision
     layers[model.get_output_embeddings()] = precision.head
     if not precision.for_tensorrt:
         layers[model.get_input_embeddings()] = precision.head
