@@ -52,8 +52,9 @@ def profile(
     command += ["--extra-inputs", "temperature:0", "--no-gpu-telemetry", "--no-server-metrics"]
     # Random tokens are no text that gives the same number of tokens again.
     command.append("--use-server-token-count")
-    # Not told to be offline: then it takes no tokenizer from a folder.
-    subprocess.run([str(part) for part in command], check=True)
+    # Not told to be offline, as this process is: then it takes no tokenizer from a folder.
+    environment = {n: v for n, v in os.environ.items() if not n.endswith("_OFFLINE")}
+    subprocess.run([str(part) for part in command], check=True, env=environment)
 
 
 def main(argv: Sequence[str]) -> None:
