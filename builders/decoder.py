@@ -8,7 +8,7 @@ capacity, D head size, V vocabulary, L logits per row) is the table in docs/arch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -185,12 +185,14 @@ class _Context:
         write_indices: int64 [B].
         kv_lengths: int32 [B].
         mask: bool [B, 1, S, C], None where the order of the tokens and `kv_lengths` say it all.
+        index: int64 [B, L, 1], the tokens that need more than keys and values; None for all.
     """
 
     rope: tuple[ir.Value, ir.Value]
     write_indices: ir.Value
     kv_lengths: ir.Value
     mask: ir.Value | None
+    index: ir.Value | None = None
 
 
 class _Attention(nn.Module):
@@ -213,12 +215,7 @@ class _Attention(nn.Module):
         return op.Transpose(x if norm is None else norm(op, x), perm=[0, 2, 1, 3])
 
     def forward(
-        self,
-        op: Op,
-        x: ir.Value,
-        past: tuple[ir.Value, ir.Value],
-        context: _Context,
-        index: ir.Value | None,
+        self, op: Op, x: ir.Value, past: tuple[ir.Value, ir.Value], context: _Context
     ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
         config = self._config
         q_norm, k_norm = (self.q_norm, self.k_norm) if config.has_qk_norm else (None, None)
@@ -239,7 +236,7 @@ class _Attention(nn.Module):
         y = op.Reshape(
             op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, config.num_heads * config.head_dim]
         )
-        return self.o_proj(op, _take(op, y, index)), (keys, values)
+        return self.o_proj(op, _take(op, y, context.index)), (keys, values)
 
 
 def _take(op: Op, x: ir.Value, index: ir.Value | None) -> ir.Value:
@@ -269,16 +266,11 @@ class _Layer(nn.Module):
         )
 
     def forward(
-        self,
-        op: Op,
-        x: ir.Value,
-        past: tuple[ir.Value, ir.Value],
-        context: _Context,
-        index: ir.Value | None,
+        self, op: Op, x: ir.Value, past: tuple[ir.Value, ir.Value], context: _Context
     ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
-        """The output of the tokens at `index`, and keys and values of all of them."""
-        y, present = self.self_attn(op, self.input_layernorm(op, x), past, context, index)
-        x = _take(op, x, index)
+        """The output of the tokens at `context.index`, and keys and values of all of them."""
+        y, present = self.self_attn(op, self.input_layernorm(op, x), past, context)
+        x = _take(op, x, context.index)
         if self._has_post_norms:
             x = op.Add(x, self.post_attention_layernorm(op, y))
             y = self.mlp(op, self.pre_feedforward_layernorm(op, x))
@@ -334,7 +326,9 @@ class _Model(nn.Module):
                 continue
             past = feeds[f"past_key.{i}"], feeds[f"past_value.{i}"]
             context = contexts[i in self._config.sliding_layers]
-            x, present = layer(op, x, past, context, index if is_early and i == last else None)
+            if is_early and i == last:
+                context = replace(context, index=index)
+            x, present = layer(op, x, past, context)
             presents.append(present)
             if i < len(others):
                 x = op.Where(is_image, op.Add(x, others[i]), x)
