@@ -1,9 +1,9 @@
 """CUDA kernels that draw tokens, one block of threads for each row of logits.
 
 Written with CuPy's own operations a draw is some forty launches, most of which compute next to nothing, and
-cuts need the whole vocabulary sorted. Here the place of a token in the order is found without sorting: four
-bits of its logit after the other, by the masses of what is above. Masses are integers, so that a sum does not
-depend on the order in which threads come.
+cuts need the whole vocabulary sorted. Here the place of a token in the order is found without sorting: by
+the masses in sixteen ranges of likelihood, of which one is divided again, and so on. Masses are integers, so
+that a sum does not depend on the order in which threads come.
 """
 
 # R rows of logits, N of them that are drawn, V vocabulary
@@ -11,22 +11,20 @@ depend on the order in which threads come.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, Final
 
 import numpy as np
 
 from python_backend.arrays import Array, array_module
+from python_backend.kernels import NUM_THREADS, kernel
 from python_backend.sampler_state import BLOCK, MIN_TEMPERATURE, SamplerState
 
 ALL: Final = "draw_from_all"
 LIKELIEST: Final = "draw_from_likeliest"
 ONE: Final = 2**40
 """The mass of the likeliest token. Those of a million tokens fit into 64 bits."""
-_NUM_THREADS: Final = 1024
-"""Of the CUDA block that draws a row; the kernels rely on 32 warps."""
 
-_COMMON: Final = (
+_SOURCE: Final = (
     f"#define BLOCK {BLOCK}\n#define ONE {ONE}.0f\n"
     + r"""
 struct Row {
@@ -34,28 +32,21 @@ struct Row {
     int size;
     float peak, inverse_temperature;
 
+    // To the likeliest token. Nothing is fused, so that it is the same wherever it is computed.
+    __device__ float distance(float logit) const { return __fmul_rn(peak - logit, inverse_temperature); }
     // Of the likeliest token 1.
-    __device__ float weight(float logit) const { return expf((logit - peak) * inverse_temperature); }
+    __device__ float weight(float logit) const { return expf(-distance(logit)); }
 };
 
 // The row of this block of threads; its settings have a column for each drawn row.
-__device__ Row find_row(const float* logits, int vocab_size, const double* settings, int num_drawn) {
-    __shared__ float peaks[32];
-    const int lane = threadIdx.x % 32;
-    logits += (long long)settings[blockIdx.x] * vocab_size;
-    float peak = logits[0];
-    for (int i = threadIdx.x; i < vocab_size; i += blockDim.x) peak = fmaxf(peak, logits[i]);
-    for (int i = 16; i; i /= 2) peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, i));
-    if (lane == 0) peaks[threadIdx.x / 32] = peak;
-    __syncthreads();
-    peak = peaks[lane];
-    for (int i = 16; i; i /= 2) peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, i));
-    return {logits, vocab_size, peak, (float)settings[2 * num_drawn + blockIdx.x]};
+__device__ Row find_row(
+    const float* logits, int vocab_size, const double* settings, int num_drawn, const long long* chosen
+) {
+    const long long row = settings[blockIdx.x];
+    logits += row * vocab_size;
+    return {logits, vocab_size, logits[chosen[row]], (float)settings[2 * num_drawn + blockIdx.x]};
 }
-"""
-)
 
-_FROM_ALL: Final = r"""
 extern "C" __global__ __launch_bounds__(1024) void draw_from_all(
     const float* logits, int vocab_size, const double* settings, int num_drawn, long long* chosen
 ) {
@@ -63,7 +54,8 @@ extern "C" __global__ __launch_bounds__(1024) void draw_from_all(
     __shared__ float weights[BLOCK];
     __shared__ int picked;
     __shared__ double point;
-    const Row row = find_row(logits, vocab_size, settings, num_drawn);
+    if (chosen[(long long)settings[blockIdx.x]] < 0) return;
+    const Row row = find_row(logits, vocab_size, settings, num_drawn, chosen);
     const int num_blocks = (vocab_size + BLOCK - 1) / BLOCK;
     for (int block = threadIdx.x / 32; block < num_blocks; block += blockDim.x / 32) {
         const int end = min((block + 1) * BLOCK, vocab_size);
@@ -105,31 +97,10 @@ extern "C" __global__ __launch_bounds__(1024) void draw_from_all(
         chosen[(long long)settings[blockIdx.x]] = picked * BLOCK + place;
     }
 }
-"""
 
-_FROM_LIKELIEST: Final = r"""
 typedef unsigned long long Mass;
 
-// Greater for greater logits.
-__device__ unsigned key_of(float logit) {
-    const unsigned bits = __float_as_uint(logit + 0.0f);
-    return bits >> 31 ? ~bits : bits | 1u << 31;
-}
-
-__device__ Mass mass_of(const Row& row, unsigned key) {
-    return (Mass)(row.weight(__uint_as_float(key >> 31 ? key & ~(1u << 31) : ~key)) * ONE);
-}
-
-__device__ Mass sum_of_threads(Mass value) {
-    __shared__ Mass sums[32];
-    for (int i = 16; i; i /= 2) value += __shfl_xor_sync(~0u, value, i);
-    __syncthreads();  // who reads the last sums is done
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-    __syncthreads();
-    value = sums[threadIdx.x % 32];
-    for (int i = 16; i; i /= 2) value += __shfl_xor_sync(~0u, value, i);
-    return value;
-}
+__device__ Mass mass_of(const Row& row, unsigned key) { return (Mass)(row.weight(logit_of(key)) * ONE); }
 
 // Of tokens with at least this key and this weight.
 __device__ Mass mass_from(const Row& row, unsigned key, double weight) {
@@ -137,8 +108,98 @@ __device__ Mass mass_from(const Row& row, unsigned key, double weight) {
     for (int i = threadIdx.x; i < row.size; i += blockDim.x)
         if (key_of(row.logits[i]) >= key && row.weight(row.logits[i]) >= weight)
             sum += mass_of(row, key_of(row.logits[i]));
-    return sum_of_threads(sum);
+    return over_threads(sum, Sum());
 }
+
+// Sixteen ranges of distances, 1 / scale wide; what is nearer belongs to the first, all beyond to the last.
+struct Ranges {
+    float begin, scale;
+
+    __device__ int of(const Row& row, float logit) const {
+        return (int)fminf(fmaxf((row.distance(logit) - begin) * scale, 0.0f), 15.0f);
+    }
+};
+
+struct Part {
+    int place;  // 0 to 15, likeliest first; others are left out
+    Mass mass;
+};
+
+// What the parts of `size` tokens come to, by place.
+template <class PartOf> __device__ void add_up(int size, PartOf part_of, Mass* of_places) {
+    __shared__ Mass of_warps[32][16];
+    Mass sums[16] = {};
+    for (int i = threadIdx.x; i < size; i += blockDim.x) {
+        const Part part = part_of(i);
+        // Unrolled, so that the sums stay in registers.
+#pragma unroll
+        for (int place = 0; place < 16; place++) sums[place] += part.place == place ? part.mass : 0;
+    }
+#pragma unroll
+    for (int place = 0; place < 16; place++) {
+        for (int i = 16; i; i /= 2) sums[place] += __shfl_xor_sync(~0u, sums[place], i);
+        if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32][place] = sums[place];
+    }
+    __syncthreads();
+    if (threadIdx.x < 16) {
+        Mass sum = 0;
+        for (int i = 0; i < 32; i++) sum += of_warps[i][threadIdx.x];
+        of_places[threadIdx.x] = sum;
+    }
+    __syncthreads();
+}
+
+// The place in which the sum, with what is above, exceeds `target`; `above` becomes what is before it.
+__device__ int find_place(const Mass* of_places, Mass target, Mass& above) {
+    int place = 0;
+    for (; place < 15 && above + of_places[place] <= target; place++) above += of_places[place];
+    return place;
+}
+
+// The keys that `is_wanted` finds among `size`, in any order; how many they are.
+template <class IsWanted> __device__ int collect(int size, IsWanted is_wanted, unsigned* keys) {
+    __shared__ int count;
+    __syncthreads();  // who reads the last count, or what lies at `keys`, is done
+    if (threadIdx.x == 0) count = 0;
+    __syncthreads();
+    const int lane = threadIdx.x % 32;
+    for (int start = 0; start < size; start += blockDim.x) {
+        unsigned key = 0;
+        const bool wanted = start + threadIdx.x < size && is_wanted(start + threadIdx.x, key);
+        const unsigned lanes = __ballot_sync(~0u, wanted);
+        int offset = 0;
+        if (lane == 0 && lanes) offset = atomicAdd(&count, __popc(lanes));
+        offset = __shfl_sync(~0u, offset, 0);
+        if (wanted) keys[offset + __popc(lanes & ((1u << lane) - 1))] = key;
+    }
+    __syncthreads();
+    return count;
+}
+
+// A row with what is known of it before anything is searched: masses, or numbers, by coarse ranges.
+struct Search {
+    const Row& row;
+    unsigned* keys;  // room for two of every token
+    Mass* of_ranges;
+    bool are_counted;
+
+    __device__ Ranges coarse() const { return {0, 0.5f}; }
+
+    __device__ Mass mass(unsigned key) const { return are_counted ? 1 : mass_of(row, key); }
+
+    __device__ void begin() {
+        add_up(row.size, [&](int i) {
+            const float logit = row.logits[i];
+            return Part{coarse().of(row, logit), mass(key_of(logit))};
+        }, of_ranges);
+    }
+
+    __device__ Mass total() const {
+        Mass sum = 0;
+        for (int place = 0; place < 16; place++) sum += of_ranges[place];
+        return sum;
+    }
+};
 
 struct Place {
     unsigned key;
@@ -146,36 +207,38 @@ struct Place {
 };
 
 // Where, likeliest first, the sum of masses exceeds `target`; or the number of tokens, if they are counted.
-__device__ Place find(const Row& row, Mass target, bool are_counted) {
-    __shared__ Mass of_warps[32][16], of_all[16];
-    Place place = {0, 0};
+__device__ Place find(const Search& search, Mass target) {
+    __shared__ Mass of_places[16];
+    const Row& row = search.row;
+    unsigned *in_range = search.keys, *in_fine_range = search.keys + row.size;
+    Place found = {0, 0};
+    const Ranges coarse = search.coarse();
+    const int range = find_place(search.of_ranges, target, found.above);
+    int count = collect(row.size, [&](int i, unsigned& key) {
+        key = key_of(row.logits[i]);
+        return coarse.of(row, row.logits[i]) == range;
+    }, in_range);
+
+    const Ranges fine = {range / coarse.scale, 16 * coarse.scale};
+    add_up(count, [&](int i) {
+        return Part{fine.of(row, logit_of(in_range[i])), search.mass(in_range[i])};
+    }, of_places);
+    const int fine_range = find_place(of_places, target, found.above);
+    count = collect(count, [&](int i, unsigned& key) {
+        key = in_range[i];
+        return fine.of(row, logit_of(key)) == fine_range;
+    }, in_fine_range);
+
+    // Now by the bits of the keys themselves, four after the other.
     for (int shift = 28; shift >= 0; shift -= 4) {
-        Mass sums[16] = {};
-        for (int i = threadIdx.x; i < row.size; i += blockDim.x) {
-            const unsigned key = key_of(row.logits[i]);
-            if (shift < 28 && key >> (shift + 4) != place.key >> (shift + 4)) continue;
-            const Mass mass = are_counted ? 1 : mass_of(row, key);
-            // Unrolled, so that the sums stay in registers.
-#pragma unroll
-            for (int digit = 0; digit < 16; digit++) sums[digit] += (key >> shift & 15) == digit ? mass : 0;
-        }
-#pragma unroll
-        for (int digit = 0; digit < 16; digit++) {
-            for (int i = 16; i; i /= 2) sums[digit] += __shfl_xor_sync(~0u, sums[digit], i);
-            if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32][digit] = sums[digit];
-        }
-        __syncthreads();
-        if (threadIdx.x < 16) {
-            Mass sum = 0;
-            for (int i = 0; i < 32; i++) sum += of_warps[i][threadIdx.x];
-            of_all[threadIdx.x] = sum;
-        }
-        __syncthreads();
-        int digit = 15;
-        for (; digit > 0 && place.above + of_all[digit] <= target; digit--) place.above += of_all[digit];
-        place.key |= (unsigned)digit << shift;
+        add_up(count, [&](int i) {
+            const unsigned key = in_fine_range[i];
+            const bool is_here = shift == 28 || key >> (shift + 4) == found.key >> (shift + 4);
+            return Part{is_here ? (int)(15 - (key >> shift & 15)) : -1, search.mass(key)};
+        }, of_places);
+        found.key |= (unsigned)(15 - find_place(of_places, target, found.above)) << shift;
     }
-    return place;
+    return found;
 }
 
 // The token with this key that has `index` others of it before.
@@ -204,40 +267,47 @@ __device__ int token_at(const Row& row, unsigned key, long long index) {
 }
 
 extern "C" __global__ __launch_bounds__(1024) void draw_from_likeliest(
-    const float* logits, int vocab_size, const double* settings, int num_drawn, long long* chosen
+    const float* logits, int vocab_size, const double* settings, int num_drawn, long long* chosen,
+    unsigned* keys
 ) {
+    __shared__ Mass of_masses[16], of_numbers[16];
     const double* mine = settings + blockIdx.x;
+    if (chosen[(long long)mine[0]] < 0) return;
     const double point = mine[num_drawn], top_p = mine[3 * num_drawn], min_p = mine[4 * num_drawn];
     const long long top_k = (long long)mine[5 * num_drawn];
-    const Row row = find_row(logits, vocab_size, settings, num_drawn);
-    Mass kept;
+    const Row row = find_row(logits, vocab_size, settings, num_drawn, chosen);
+    keys += 2ll * blockIdx.x * vocab_size;
+    Search masses = {row, keys, of_masses, false};
+    masses.begin();
+    Mass kept = masses.total();
     if (top_k < vocab_size) {
-        const Place place = find(row, top_k - 1, true);
+        Search numbers = {row, keys, of_numbers, true};
+        numbers.begin();
+        const Place place = find(numbers, top_k - 1);
         const Mass above = place.key == ~0u ? 0 : mass_from(row, place.key + 1, 0);
         kept = above + (top_k - place.above) * mass_of(row, place.key);
-    } else {
-        kept = mass_from(row, 0, 0);
     }
     if (top_p < 1) {
         const Mass share = max((Mass)ceil(top_p * (double)kept), 1ull);
-        const Place place = find(row, share - 1, false);
+        const Place place = find(masses, share - 1);
         const Mass each = max(mass_of(row, place.key), 1ull);
         kept = min(kept, place.above + ((share - 1 - place.above) / each + 1) * each);
     }
     if (min_p > 0) kept = min(kept, mass_from(row, 0, min_p));
-    if (kept == 0) return;  // the logits are not numbers, which the caller sees
     const Mass target = min((Mass)(point * (double)kept), kept - 1);
-    const Place place = find(row, target, false);
+    const Place place = find(masses, target);
     const Mass each = max(mass_of(row, place.key), 1ull);
     const int token = token_at(row, place.key, (target - place.above) / each);
     if (threadIdx.x == 0) chosen[(long long)mine[0]] = token;
 }
 """
+)
 
 
-@cache
-def _kernel(xp: Any, name: str) -> Any:
-    return xp.RawKernel(_COMMON + (_FROM_ALL if name == ALL else _FROM_LIKELIEST), name)
+def compile_kernels(xp: Any) -> None:
+    """Compile what `draw` launches, so that no step waits for it."""
+    for name in (ALL, LIKELIEST):
+        kernel(xp, _SOURCE, name)
 
 
 def draw(logits: Array, states: Sequence[SamplerState], chosen: Array) -> None:
@@ -246,7 +316,8 @@ def draw(logits: Array, states: Sequence[SamplerState], chosen: Array) -> None:
     Args:
         logits: float32 [R, V] on a device.
         states: one per row; a random number is taken of those that are drawn.
-        chosen: int64 [R] on the device; gets the tokens of the rows that are drawn.
+        chosen: int64 [R] on the device, the likeliest tokens; gets those that are drawn, except where a row
+            has none.
     """
     vocab_size = logits.shape[1]
     settings: dict[str, list[tuple[float, ...]]] = {ALL: [], LIKELIEST: []}
@@ -280,9 +351,14 @@ def _launch(name: str, logits: Array, settings: np.ndarray, chosen: Array) -> No
     xp = array_module(logits)
     assert logits.flags.c_contiguous
     vocab_size, num_drawn = logits.shape[1], settings.shape[1]
-    _kernel(xp, name)(
-        (num_drawn,),
-        (_NUM_THREADS,),
-        (logits, np.int32(vocab_size), xp.asarray(settings), np.int32(num_drawn), chosen),
-        shared_mem=4 * -(-vocab_size // BLOCK) if name == ALL else 0,
+    arguments: tuple[Any, ...] = (
+        *(logits, np.int32(vocab_size)),
+        *(xp.asarray(settings), np.int32(num_drawn), chosen),
     )
+    if name == ALL:
+        shared_mem = 4 * -(-vocab_size // BLOCK)
+    else:
+        shared_mem = 0
+        arguments += (xp.empty((num_drawn, 2, vocab_size), np.uint32),)
+    launch = kernel(xp, _SOURCE, name)
+    launch((num_drawn,), (NUM_THREADS,), arguments, shared_mem=shared_mem)

@@ -1,4 +1,8 @@
-"""`Engine`: one step is schedule, run, sample, update. Single-threaded, no I/O, no mode."""
+"""`Engine`: one step is schedule, run, sample, update. Single-threaded, no I/O, no mode.
+
+Where a device computes by itself, the next step is launched as soon as the tokens of the last one are known,
+and computes while their texts are made.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +51,15 @@ class _RequestState:
     params: SamplingParams
     num_open_choices: int
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step that computes, or could not be started."""
+
+    plan: StepPlan
+    logits: Array | None = None
+    error: Exception | None = None
 
 
 @dataclass(slots=True)
@@ -106,8 +119,9 @@ class Engine:
         self._prefix_cache = prefix_cache
         self._max_draft_tokens = max_draft_tokens
         self._reasoning_tokens = reasoning_tokens
-        self._sampler = Sampler()
+        self._sampler = Sampler(runner.array_module)
         self._plan: StepPlan | None = None
+        self._launched: _Launched | None = None
         self._states: dict[Choice, _ChoiceState] = {}
         self._requests: dict[str, _RequestState] = {}
         self.step_counts: dict[StepKind, StepCounts] = {
@@ -222,19 +236,31 @@ class Engine:
         followed fails alone.
         """
         started = time.perf_counter()
-        plan = self._plan = self.scheduler.schedule()
-        if plan is None:
+        launched, self._launched = self._launched or self._launch(), None
+        if launched is None:
             return []
-        if plan.request is not None:
-            self._requests[plan.request.request_id].stopwatch.start()
-        logits = self._runner.run(plan, self._drafts(plan))
+        plan = self._plan = launched.plan
+        if launched.error is not None:
+            raise launched.error
         self.scheduler.update(plan)
-        outputs = [*self._prompt_outputs(plan), *self._answers(plan.choices, logits)]
+        outputs = [*self._prompt_outputs(plan), *self._answers(plan.choices, launched.logits)]
         counts = self.step_counts[plan.kind]
         counts.num_steps += 1
         counts.num_tokens += plan.num_scheduled_tokens
         counts.seconds += time.perf_counter() - started
         return outputs
+
+    def _launch(self) -> _Launched | None:
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return None
+        if plan.request is not None:
+            self._requests[plan.request.request_id].stopwatch.start()
+        try:
+            return _Launched(plan, self._runner.run(plan, self._drafts(plan)))
+        except Exception as error:
+            # Requests of the last step, whose texts are still to be made, have nothing to do with it.
+            return _Launched(plan, error=error)
 
     def _drafts(self, plan: StepPlan) -> list[list[int]]:
         """Guesses of what follows the next token of each choice; none where they would not pay."""
@@ -259,10 +285,14 @@ class Engine:
         """
         outputs: dict[Choice, RequestOutput] = {}
         failures = []
-        rows, place = list(range(len(choices))), 0
+        # Since their step was launched, some may have been aborted or ended by their text.
+        rows = [row for row, choice in enumerate(choices) if choice.finish_reason is None]
+        place = 0
         while rows:
             of_place = logits[:, place] if len(rows) == len(choices) else logits[rows, place]
             tokens, were_guessed = self._sample([choices[row] for row in rows], of_place)
+            if self._runner.is_asynchronous and not any(were_guessed):
+                self._launched = self._launch()
             for row, token in zip(rows, tokens, strict=True):
                 choice = choices[row]
                 state = self._states.get(choice)

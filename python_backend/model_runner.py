@@ -82,6 +82,11 @@ class ModelRunner:
         return self._runtime.gives_many_logits
 
     @property
+    def is_asynchronous(self) -> bool:
+        """Whether `run` returns before the logits are computed; who reads them waits."""
+        return self._runtime.is_asynchronous
+
+    @property
     def takes_whole_images(self) -> bool:
         """Whether an image's tokens must be computed in one step."""
         return self._runtime.spec.takes_whole_images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 from python_backend.arrays import Array
@@ -98,27 +99,30 @@ class RequestOutput:
     reasoning: str = ""
     timing: Timing | None = None
 
-    def merge(self, later: RequestOutput) -> RequestOutput:
-        """This output and a later one of the same choice, as one."""
+    def merge(self, *later: RequestOutput) -> RequestOutput:
+        """This output and later ones of the same choice, in their order, as one."""
+        outputs = (self, *later)
+        last = outputs[-1]
         return RequestOutput(
             self.request_id,
             self.index,
-            self.text + later.text,
-            [*self.token_ids, *later.token_ids],
-            _joined(self.logprobs, later.logprobs),
-            later.finish_reason,
-            later.matched_stop,
-            later.usage or self.usage,
-            later.is_last,
-            _joined(self.prompt_token_ids, later.prompt_token_ids),
-            _joined(self.prompt_logprobs, later.prompt_logprobs),
-            self.reasoning + later.reasoning,
-            later.timing,
+            "".join([output.text for output in outputs]),
+            list(chain.from_iterable([output.token_ids for output in outputs])),
+            _joined([output.logprobs for output in outputs]),
+            last.finish_reason,
+            last.matched_stop,
+            next((output.usage for output in reversed(outputs) if output.usage), None),
+            last.is_last,
+            _joined([output.prompt_token_ids for output in outputs]),
+            _joined([output.prompt_logprobs for output in outputs]),
+            "".join([output.reasoning for output in outputs]),
+            last.timing,
         )
 
 
-def _joined(first: Sequence[_T] | None, second: Sequence[_T] | None) -> Sequence[_T] | None:
-    return [*(first or ()), *(second or ())] if first is not None or second is not None else None
+def _joined(parts: Sequence[Sequence[_T] | None]) -> Sequence[_T] | None:
+    present = [part for part in parts if part is not None]
+    return list(chain.from_iterable(present)) if present else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ the logits, which only a host knows at once: for logits on a device see `device_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from python_backend import device_sampler
-from python_backend.arrays import Array
+from python_backend.arrays import Array, array_module
 from python_backend.errors import EngineError
 from python_backend.sampler_state import (
     BLOCK,
@@ -43,9 +43,14 @@ class Sampler:
     """Chooses the next token of each choice.
 
     Holds buffers of one row, so that a step allocates little. Thread: the engine's only.
+
+    Args:
+        array_module: of the logits, NumPy or CuPy, whose kernels are compiled here: no step waits for that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, array_module: Any = np) -> None:
+        if array_module is not np:
+            device_sampler.compile_kernels(array_module)
         self._weights = np.zeros((0, BLOCK), dtype=np.float32)
 
     def sample(self, logits: Array, states: Sequence[SamplerState]) -> list[SampledToken]:
@@ -68,7 +73,7 @@ class Sampler:
                 f"the sampler got {logits.dtype} logits {list(logits.shape)} for {len(states)} "
                 "choices; it needs float32 with one row for each"
             )
-        apply_grammars(states, logits.shape[1])
+        apply_grammars(states, array_module(logits))
         if not isinstance(logits, np.ndarray):
             return device_sampler.sample(logits, states)
         # A mask of finfo.min overflows to -inf, and small probabilities to 0: both as they should.

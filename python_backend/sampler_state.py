@@ -4,7 +4,7 @@ The order of operations on a row of logits is vLLM's: logit bias, `min_tokens`, 
 presence penalties, the grammar.
 """
 
-# V vocabulary, C distinct tokens that a penalty applies to
+# V vocabulary, C distinct tokens that a penalty applies to, W 32-bit words with a bit for each token
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from python_backend.arrays import Array
 from python_backend.errors import InvalidRequestError
 from python_backend.reasoning import Reasoning
 from python_backend.sampling_params import SamplingParams
-from python_backend.structured_output import Constraint
+from python_backend.structured_output import Constraint, unpack_tokens
 
 BLOCK: Final = 256
 """Weights summed together in a draw from the whole vocabulary."""
@@ -42,42 +42,86 @@ class SampledToken:
     top_logprobs: tuple[tuple[int, float], ...] | None = None
 
 
-class _TokenCounts:
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """An entry of `TokenCounts`.
+
+    Attributes:
+        position: its index.
+        token_id: the token.
+        count: how often it occurred.
+    """
+
+    position: int
+    token_id: int
+    count: int
+
+
+class TokenCounts:
     """How often each of a growing set of tokens occurred, as arrays that index a row of logits.
 
     They lie where the logits do, so that a step moves one token at most.
+
+    Attributes:
+        addresses: on a device, of `ids` and of `counts`.
+        unwritten: an entry that the arrays lack while they are on a device. A kernel that is launched anyway
+            may write it; `write` does so with launches of its own.
     """
 
     def __init__(self, array_module: Any, distinct_ids: Iterable[int] = ()) -> None:
         ids = np.fromiter(distinct_ids, dtype=np.int64)
         self._xp = array_module
-        self._size = len(ids)
-        self._ids = self._xp.asarray(np.resize(ids, max(64, 2 * self._size)))
-        self._counts = self._xp.ones(len(self._ids), dtype=np.float32)
-        self._index = {token_id: i for i, token_id in enumerate(ids.tolist())}
+        self._positions = {token_id: i for i, token_id in enumerate(ids.tolist())}
+        self._numbers = [1] * len(ids)
+        self.unwritten: TokenCount | None = None
+        self._keep(
+            self._xp.asarray(np.resize(ids, max(64, 2 * len(ids)))),
+            self._xp.ones(max(64, 2 * len(ids)), dtype=np.float32),
+        )
+
+    def _keep(self, ids: Array, counts: Array) -> None:
+        self._ids, self._counts = ids, counts
+        if self._xp is not np:
+            self.addresses = ids.data.ptr, counts.data.ptr
 
     def add(self, token_id: int) -> None:
-        index = self._index.get(token_id)
-        if index is not None:
-            self._counts[index] += 1
-            return
-        if self._size == len(self._ids):
-            self._ids = self._xp.resize(self._ids, 2 * self._size)
-            self._counts = self._xp.resize(self._counts, 2 * self._size)
-        self._ids[self._size] = token_id
-        self._counts[self._size] = 1
-        self._index[token_id] = self._size
-        self._size += 1
+        """Count a token once more."""
+        self.write()
+        position = self._positions.setdefault(token_id, self.size)
+        if position == len(self._numbers):
+            self._numbers.append(0)
+            self._make_room()
+        self._numbers[position] += 1
+        self.unwritten = TokenCount(position, token_id, self._numbers[position])
+        if self._xp is np:
+            self.write()
+
+    def _make_room(self) -> None:
+        if self.size > len(self._ids):
+            arrays = (self._ids, self._counts)
+            self._keep(*(self._xp.resize(array, 2 * self.size) for array in arrays))
+
+    def write(self) -> None:
+        """Write what is `unwritten`."""
+        entry, self.unwritten = self.unwritten, None
+        if entry is not None:
+            self._ids[entry.position] = entry.token_id
+            self._counts[entry.position] = entry.count
+
+    @property
+    def size(self) -> int:
+        """C."""
+        return len(self._positions)
 
     @property
     def ids(self) -> Array:
         """int64 [C]: distinct tokens."""
-        return self._ids[: self._size]
+        return self._ids[: self.size]
 
     @property
     def counts(self) -> Array:
         """float32 [C]: occurrences of each of `ids`."""
-        return self._counts[: self._size]
+        return self._counts[: self.size]
 
 
 class SamplerState:
@@ -98,6 +142,14 @@ class SamplerState:
         constraint: what `params.grammar` was compiled to; this choice's own. It begins after the reasoning.
         reasoning: where the choice is in its reasoning; None for a model without.
 
+    Attributes:
+        bias_ids: int64, tokens with a bias.
+        bias: float32, of each of them.
+        end_ids: int64, tokens that end the choice; excluded while it `cannot_end`.
+        seen: tokens that the repetition penalty applies to, if there is one.
+        output: tokens that the frequency and presence penalties apply to, if there are any.
+        allowed: uint32 [W], a bit for each token that the grammar allows in this step; None for all.
+
     Raises:
         InvalidRequestError: a token id in `params` is outside the vocabulary.
     """
@@ -116,45 +168,45 @@ class SamplerState:
         self.params = params
         self.constraint = constraint
         self.reasoning = reasoning
-        self._allowed: Array | None = None
-        self._xp = xp = array_module
+        self.allowed: Array | None = None
+        xp = array_module
         self.num_output_tokens = 0
         self.generator = _new_generator(params.seed, choice_index)
 
         bias = dict(params.logit_bias)
         _check_in_vocabulary("logit_bias", bias, vocab_size)
         _check_in_vocabulary("stop_token_ids", params.stop_token_ids, vocab_size)
-        self._bias_ids = xp.asarray(np.array(list(bias), dtype=np.int64))
-        self._bias = xp.asarray(np.array(list(bias.values()), dtype=np.float32))
+        self.bias_ids = xp.asarray(np.array(list(bias), dtype=np.int64))
+        self.bias = xp.asarray(np.array(list(bias.values()), dtype=np.float32))
         end_ids = set(params.stop_token_ids)
         if not params.ignore_eos:
             end_ids.update(token_id for token_id in eos_token_ids if token_id < vocab_size)
-        self._end_ids = xp.asarray(np.array(sorted(end_ids), dtype=np.int64))
+        self.end_ids = xp.asarray(np.array(sorted(end_ids), dtype=np.int64))
 
-        self._output: _TokenCounts | None = None
+        self.output: TokenCounts | None = None
         if params.presence_penalty != 0 or params.frequency_penalty != 0:
-            self._output = _TokenCounts(xp)
-        self._seen: _TokenCounts | None = None
+            self.output = TokenCounts(xp)
+        self.seen: TokenCounts | None = None
         if params.repetition_penalty != 1:
             prompt_ids = np.unique(np.asarray(prompt_token_ids, dtype=np.int64))
             in_vocabulary = (prompt_ids >= 0) & (prompt_ids < vocab_size)
-            self._seen = _TokenCounts(xp, prompt_ids[in_vocabulary])
+            self.seen = TokenCounts(xp, prompt_ids[in_vocabulary])
         self._has_constant_changes = (
-            len(bias) > 0 or self._output is not None or self._seen is not None
+            len(bias) > 0 or self.output is not None or self.seen is not None
         )
 
     def append(self, token_id: int) -> None:
         """Record a token that was added to the output."""
         self.num_output_tokens += 1
-        self._allowed = None
+        self.allowed = None
         if self.reasoning is not None:
             self.reasoning.append(token_id)
         if self.constraint is not None and self._is_answer:
             self.constraint.append(token_id)
-        if self._output is not None:
-            self._output.add(token_id)
-        if self._seen is not None:
-            self._seen.add(token_id)
+        if self.output is not None:
+            self.output.add(token_id)
+        if self.seen is not None:
+            self.seen.add(token_id)
 
     @property
     def _is_answer(self) -> bool:
@@ -168,31 +220,27 @@ class SamplerState:
         return self.reasoning is None or not self.reasoning.is_open
 
     @property
-    def _cannot_end(self) -> bool:
+    def cannot_end(self) -> bool:
         """Whether no token may end the choice now: it is too short, or the grammar has yet to begin."""
         is_short = self.num_output_tokens < self.params.min_tokens
         waits = (
             self.constraint is not None and self.reasoning is not None and self.reasoning.is_open
         )
-        return (is_short or waits) and len(self._end_ids) > 0
+        return (is_short or waits) and len(self.end_ids) > 0
+
+    @property
+    def penalties(self) -> tuple[float, float, float]:
+        """Repetition, frequency, presence."""
+        params = self.params
+        return params.repetition_penalty, params.frequency_penalty, params.presence_penalty
 
     @property
     def changes_logits(self) -> bool:
         """Whether `change_logits` has anything to do in this step."""
-        return self._has_constant_changes or self._allowed is not None or self._cannot_end
+        return self._has_constant_changes or self.allowed is not None or self.cannot_end
 
-    def allow(self, mask: np.ndarray) -> None:
-        """Let `change_logits` exclude all other tokens in this step, but for one that opens the reasoning.
-
-        Args:
-            mask: bool [V]. Modified in place.
-        """
-        if self.reasoning is not None and self.reasoning.opening_id is not None:
-            mask[self.reasoning.opening_id] = True
-        self._allowed = self._xp.asarray(mask)
-
-    def change_logits(self, row: Array) -> None:
-        """Apply bias, `min_tokens`, penalties and grammar.
+    def change_logits(self, row: np.ndarray) -> None:
+        """Apply bias, `min_tokens`, penalties and grammar, on the host.
 
         Args:
             row: float32 [V] logits. Modified in place.
@@ -201,35 +249,44 @@ class SamplerState:
         and presence penalty: the formula of the OpenAI API reference, over output tokens only.
         """
         params = self.params
-        if len(self._bias_ids):
-            row[self._bias_ids] += self._bias
-        if self._cannot_end:
-            row[self._end_ids] = -np.inf
-        if self._seen is not None:
-            logits = row[self._seen.ids]
+        if len(self.bias_ids):
+            row[self.bias_ids] += self.bias
+        if self.cannot_end:
+            row[self.end_ids] = -np.inf
+        if self.seen is not None:
+            logits = row[self.seen.ids]
             penalty = np.float32(params.repetition_penalty)
-            row[self._seen.ids] = self._xp.where(logits > 0, logits / penalty, logits * penalty)
-        if self._output is not None:
-            row[self._output.ids] -= self._output.counts * np.float32(
+            row[self.seen.ids] = np.where(logits > 0, logits / penalty, logits * penalty)
+        if self.output is not None:
+            row[self.output.ids] -= self.output.counts * np.float32(
                 params.frequency_penalty
             ) + np.float32(params.presence_penalty)
-        if self._allowed is not None:
-            row[~self._allowed] = -np.inf
+        if self.allowed is not None:
+            row[~unpack_tokens(self.allowed, len(row))] = -np.inf
 
 
-def apply_grammars(states: Sequence[SamplerState], vocab_size: int) -> None:
+def apply_grammars(states: Sequence[SamplerState], array_module: Any) -> None:
     """Tell the states with a grammar which tokens may come next, all in one go.
 
     One whose grammar can no longer be followed is left as it is: its `constraint` has an `error`.
+    A token that opens the reasoning may always come.
+
+    Args:
+        states: of one model.
+        array_module: of the logits, NumPy or CuPy.
     """
     bound = [state for state in states if state.is_bound]
     if not bound:
         return
     constraints = [state.constraint for state in bound if state.constraint]
-    masks = Constraint.allowed_tokens(constraints, vocab_size)
-    for state, constraint, mask in zip(bound, constraints, masks, strict=True):
+    masks = Constraint.allowed_tokens(constraints)
+    for state, mask in zip(bound, masks, strict=True):
+        if state.reasoning is not None and (opening_id := state.reasoning.opening_id) is not None:
+            mask[opening_id // 32] |= np.uint32(1 << opening_id % 32)
+    masks = array_module.asarray(masks)
+    for row, (state, constraint) in enumerate(zip(bound, constraints, strict=True)):
         if not constraint.error:
-            state.allow(mask)
+            state.allowed = masks[row]
 
 
 def _new_generator(seed: int | None, choice_index: int) -> np.random.Generator:

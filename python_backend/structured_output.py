@@ -7,7 +7,7 @@ of all rows together. What a grammar may cost is bounded: its text, its compilat
 masks, and how many of them are remembered.
 """
 
-# R rows, V vocabulary
+# R rows, V vocabulary, W 32-bit words
 
 from __future__ import annotations
 
@@ -83,20 +83,27 @@ class Constraint:
         return _shorten(self._matcher.get_error()) if self._matcher.is_error() else ""
 
     @staticmethod
-    def allowed_tokens(constraints: Sequence[Constraint], vocab_size: int) -> npt.NDArray[np.bool_]:
-        """Which tokens may come next, bool [R, V]; those that end an answer, at the grammar's end only.
+    def allowed_tokens(constraints: Sequence[Constraint]) -> npt.NDArray[np.uint32]:
+        """Which tokens may come next; those that end an answer, at the grammar's end only.
 
         Args:
             constraints: one or more of one model. One that has an `error` afterwards has a row
                 without meaning.
-            vocab_size: V.
+
+        Returns:
+            uint32 [R, W], a bit for each token, the lowest of a word first; at least V of them.
         """
         width = constraints[0]._num_token_ids
         masks = llguidance.numpy.allocate_token_bitmask(len(constraints), width)
         for row, constraint in enumerate(constraints):
             llguidance.numpy.fill_next_token_bitmask(constraint._matcher, masks, row)
-        bits = np.unpackbits(masks.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
-        return bits.view(np.bool_)
+        return masks.view(np.uint32)
+
+
+def unpack_tokens(words: npt.NDArray[np.uint32], vocab_size: int) -> npt.NDArray[np.bool_]:
+    """A row of `Constraint.allowed_tokens` as bool [V]."""
+    bits = np.unpackbits(words.view(np.uint8), count=vocab_size, bitorder="little")
+    return bits.view(np.bool_)
 
 
 class GrammarCompiler:

@@ -98,7 +98,7 @@ class VLM:
         params = sampling or self.model.manifest.read_sampling({})
         requests = deque(self._prepare(conversation, params) for conversation in conversations)
         place = {request.request_id: i for i, request in enumerate(requests)}
-        answers: list[dict[int, RequestOutput]] = [{} for _ in requests]
+        answers: list[dict[int, list[RequestOutput]]] = [{} for _ in requests]
         try:
             while requests:  # emptied: the engine frees image embeddings when it has used them
                 self._engine.add_request(requests.popleft())
@@ -107,14 +107,16 @@ class VLM:
                     if isinstance(output, RequestFailure):
                         raise output.error
                     index = place[output.request_id]
-                    earlier = answers[index].get(output.index)
-                    answers[index][output.index] = earlier.merge(output) if earlier else output
+                    answers[index].setdefault(output.index, []).append(output)
                     if on_output is not None:
                         on_output(index, output)
         finally:
             for request_id in place:  # only if an error left some behind
                 self._engine.abort(request_id)
-        return [Generation([choices[i] for i in sorted(choices)]) for choices in answers]
+        return [
+            Generation([first.merge(*later) for _, (first, *later) in sorted(choices.items())])
+            for choices in answers
+        ]
 
     def _prepare(
         self, conversation: Sequence[Message], params: SamplingParams

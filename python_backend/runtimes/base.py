@@ -52,6 +52,11 @@ class EngineRuntime(ABC):
         return True
 
     @property
+    def is_asynchronous(self) -> bool:
+        """Whether `run` returns before the outputs are computed; who reads them waits."""
+        return False
+
+    @property
     def array_module(self) -> Any:
         """The module of the arrays where the graph computes: NumPy, or CuPy."""
         return np

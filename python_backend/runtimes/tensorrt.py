@@ -127,6 +127,11 @@ class TensorRtRuntime(EngineRuntime):
         return False
 
     @property
+    def is_asynchronous(self) -> bool:
+        """Yes: it only puts work on a stream."""
+        return True
+
+    @property
     def array_module(self) -> Any:
         """CuPy."""
         return self._cupy

@@ -6,6 +6,7 @@ there before. The legacy stream, on which arrays compute, runs at once.
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from collections import deque
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from python_backend import draw_kernels
-from python_backend.sampler import Sampler, _draw_from_blocks
+from python_backend import draw_kernels, logit_kernels
+from python_backend.kernels import CHANGED, NO_MAXIMUM, NO_TOKEN
+from python_backend.sampler import Sampler, _draw_from_blocks, with_logprobs
+from python_backend.structured_output import unpack_tokens
 
 ALIGNMENT = 256
 """Bytes."""
@@ -282,32 +285,109 @@ def _from_dlpack(array: Any) -> DeviceArray:
     return DeviceArray(array.__dlpack__(stream=1)._memory)
 
 
+def _memory(address: int, size: int, dtype: Any) -> np.ndarray:
+    """An array of what lies at an address."""
+    num_bytes = size * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * num_bytes).from_address(address), dtype)
+
+
+def _is_sound(row: np.ndarray) -> bool:
+    return bool(np.isfinite(row.max()))
+
+
+# What the kernels do, with the host's functions; that they do is for a GPU to show.
+
+
+def _change_logits(
+    logits: np.ndarray, vocab_size: int, changes: np.ndarray, chosen: np.ndarray
+) -> None:
+    for fields in changes:
+        row, bias_ids, bias, num_biases, end_ids, num_ends, allowed = fields[:7].tolist()
+        penalties = fields[19:].view(np.float64).astype(np.float32)
+        of_row = logits[row]
+        seen, output = (_written(*fields[start : start + 6].tolist()) for start in (7, 13))
+        chosen[row] = CHANGED if _is_sound(of_row) else NO_MAXIMUM
+        if chosen[row] == NO_MAXIMUM:
+            continue
+        of_row[_memory(bias_ids, num_biases, np.int64)] += _memory(bias, num_biases, np.float32)
+        of_row[_memory(end_ids, num_ends, np.int64)] = -np.inf
+        if seen is not None:
+            before = of_row[seen[0]]
+            with np.errstate(over="ignore"):
+                after = np.where(before > 0, before / penalties[0], before * penalties[0])
+            of_row[seen[0]] = after
+        if output is not None:
+            of_row[output[0]] -= output[1] * penalties[1] + penalties[2]
+        if allowed:
+            words = _memory(allowed, -(-vocab_size // 32), np.uint32)
+            of_row[~unpack_tokens(words, vocab_size)] = -np.inf
+
+
+def _written(
+    ids: int, counts: int, size: int, position: int, token: int, count: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Tokens and how often they occurred, with the entry that was left to the kernel."""
+    if not ids:
+        return None
+    arrays = _memory(ids, size, np.int64), _memory(counts, size, np.float32)
+    if position >= 0:
+        arrays[0][position], arrays[1][position] = token, count
+    return arrays
+
+
+def _take_likeliest(logits: np.ndarray, vocab_size: int, chosen: np.ndarray) -> None:
+    assert logits.shape == (len(chosen), vocab_size)
+    for row, of_row in enumerate(logits):
+        if chosen[row] != NO_MAXIMUM:
+            none = NO_TOKEN if chosen[row] == CHANGED else NO_MAXIMUM
+            chosen[row] = of_row.argmax() if _is_sound(of_row) else none
+
+
+def _report_logprobs(
+    logits: np.ndarray, vocab_size: int, chosen: np.ndarray, num_likely: int, report: np.ndarray
+) -> None:
+    for of_row, token_id, line in zip(logits, chosen.tolist(), report, strict=True):
+        assert 0 <= token_id < vocab_size
+        sampled = with_logprobs(of_row, token_id, int(num_likely))
+        likely = sampled.top_logprobs or ()
+        line[:] = [
+            sampled.logprob,
+            *(logprob for _, logprob in likely),
+            *(token_id for token_id, _ in likely),
+        ]
+
+
 def _draw_from_all(
     logits: np.ndarray, vocab_size: int, settings: np.ndarray, num_drawn: int, chosen: np.ndarray
 ) -> None:
-    """What the kernel does, with the host's functions; that it does is for a GPU to show."""
     sampler = Sampler()
     assert (logits.shape[1], settings.shape[1]) == (vocab_size, num_drawn)
     for row, point, inverse_temperature, *_ in settings.T:
-        of_row = logits[int(row)]
-        if np.isfinite(of_row.max()):  # else there is no token, which the caller sees
+        of_row, likeliest = logits[int(row)], chosen[int(row)]
+        if likeliest >= 0:
             with np.errstate(all="ignore"):
-                weights = sampler._all_weights(of_row, of_row.max(), 1 / inverse_temperature)
+                weights = sampler._all_weights(of_row, of_row[likeliest], 1 / inverse_temperature)
             chosen[int(row)] = _draw_from_blocks(weights, point)
 
 
 def _draw_from_likeliest(
-    logits: np.ndarray, vocab_size: int, settings: np.ndarray, num_drawn: int, chosen: np.ndarray
+    logits: np.ndarray,
+    vocab_size: int,
+    settings: np.ndarray,
+    num_drawn: int,
+    chosen: np.ndarray,
+    keys: np.ndarray,
 ) -> None:
     """The kernel's arithmetic, on sorted tokens."""
     assert (logits.shape[1], settings.shape[1]) == (vocab_size, num_drawn)
+    assert keys.shape == (num_drawn, 2, vocab_size)
     for row, point, inverse_temperature, top_p, min_p, top_k in settings.T:
-        of_row = logits[int(row)]
-        if not np.isfinite(of_row.max()):
+        of_row, likeliest = logits[int(row)], chosen[int(row)]
+        if likeliest < 0:
             continue
         order = np.argsort(-of_row, kind="stable")
         with np.errstate(all="ignore"):
-            weights = np.exp((of_row[order] - of_row.max()) * np.float32(inverse_temperature))
+            weights = np.exp((of_row[order] - of_row[likeliest]) * np.float32(inverse_temperature))
         masses = (weights * np.float32(draw_kernels.ONE)).astype(np.uint64)
         sums = np.cumsum(masses)
         kept = int(sums[int(top_k) - 1])
@@ -320,12 +400,19 @@ def _draw_from_likeliest(
         chosen[int(row)] = order[np.searchsorted(sums, target, side="right")]
 
 
-_KERNELS = {draw_kernels.ALL: _draw_from_all, draw_kernels.LIKELIEST: _draw_from_likeliest}
+_KERNELS: dict[str, Callable[..., None]] = {
+    logit_kernels.CHANGE: _change_logits,
+    logit_kernels.TAKE: _take_likeliest,
+    logit_kernels.REPORT: _report_logprobs,
+    draw_kernels.ALL: _draw_from_all,
+    draw_kernels.LIKELIEST: _draw_from_likeliest,
+}
 
 
-class RawKernel:
-    def __init__(self, code: str, name: str) -> None:
-        assert f"void {name}(" in code
+class Function:
+    """A kernel of a compiled module."""
+
+    def __init__(self, name: str) -> None:
         self._compute = _KERNELS[name]
 
     def __call__(
@@ -334,24 +421,17 @@ class RawKernel:
         self._compute(*_unwrap(args))
 
 
+class RawModule:
+    def __init__(self, *, code: str) -> None:
+        self._code = code
+
+    def get_function(self, name: str) -> Function:
+        assert f"void {name}(" in self._code
+        return Function(name)
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{
-        name: _function(name)
-        for name in (
-            *(
-                "argsort",
-                "concatenate",
-                "cumsum",
-                "exp",
-                "isfinite",
-                "log",
-                "matmul",
-                "maximum",
-                "minimum",
-            ),
-            *("ones", "repeat", "resize", "take_along_axis", "where"),
-        )
-    },
+    **{name: _function(name) for name in ("concatenate", "matmul", "ones", "repeat", "resize")},
     "empty": lambda *args: _allocated(np.empty(*args)),
     "zeros": lambda *args: _allocated(np.zeros(*args)),
     "copyto": lambda dst, src: np.copyto(_unwrap(dst), _unwrap(src)),
@@ -368,7 +448,7 @@ def fake_cupy() -> tuple[ModuleType, ModuleType]:
     legacy = LegacyStream()
     cupy, cupyx = ModuleType("cupy"), ModuleType("cupyx")
     cupy.__dict__.update(_FUNCTIONS)
-    cupy.ndarray, cupy.RawKernel = DeviceArray, RawKernel  # type: ignore[attr-defined]
+    cupy.ndarray, cupy.RawModule = DeviceArray, RawModule  # type: ignore[attr-defined]
     cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         Stream=Stream, Event=Event, get_current_stream=lambda: legacy
     )
@@ -381,7 +461,8 @@ def names_used() -> dict[str, list[str]]:
     refused = ("item", "tolist")
     public = [n for n in vars(DeviceArray) if not n.startswith("_") and n not in refused]
     return {
-        "cupy": [*_FUNCTIONS, "ndarray", "RawKernel"],
+        "cupy": [*_FUNCTIONS, "ndarray", "RawModule"],
+        "cupy.RawModule": ["get_function"],
         "cupy.ndarray": [*public, "__array_function__", "__dlpack__", "__dlpack_device__"],
         "cupy.cuda": ["Stream", "Event", "get_current_stream"],
         "cupy.cuda.Stream": [

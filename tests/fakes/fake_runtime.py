@@ -62,6 +62,7 @@ class FakeRuntime(EngineRuntime):
         next_token: what follows the tokens of a row; None for logits made of a checksum of the row.
         max_model_len: capacity of a row.
         poison: a step that is fed this token raises.
+        is_asynchronous: what it says of itself.
 
     Attributes:
         fed: the token ids of every call, [rows, tokens].
@@ -75,12 +76,18 @@ class FakeRuntime(EngineRuntime):
         *,
         max_model_len: int = 96,
         poison: int | None = None,
+        is_asynchronous: bool = False,
     ) -> None:
         super().__init__(decoder_spec(max_model_len))
         self._next_token, self._poison = next_token, poison
+        self._is_asynchronous = is_asynchronous
         self.fed: list[list[list[int]]] = []
         self.positions: list[list[list[int]]] = []
         self.closed = Event()
+
+    @property
+    def is_asynchronous(self) -> bool:
+        return self._is_asynchronous
 
     def _run(
         self, feeds: Mapping[str, np.ndarray], cache: CacheView | None

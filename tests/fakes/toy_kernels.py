@@ -57,6 +57,12 @@ extern "C" __global__ void encode(const float* pixels, long long num_pixels, flo
     if (i < size) out[i] = pixels[i * 31 % num_pixels];
 }
 """
+_SPIN = r"""
+extern "C" __global__ void spin(long long num_cycles) {
+    long long start = clock64();
+    while (clock64() - start < num_cycles) {}
+}
+"""
 _THREADS = 256
 
 
@@ -130,3 +136,19 @@ class IdleKernels(_CudaStreams):
         if logits is not None:
             num_bytes = int(np.prod(logits.shape)) * logits.dtype.itemsize
             runtime.memsetAsync(logits.address, 0, num_bytes, handle)
+
+
+class BusyKernels(IdleKernels):
+    """An engine whose steps take some two milliseconds, however many rows they have."""
+
+    _CYCLES = np.int64(4_000_000)
+
+    @cached_property
+    def _spin(self) -> Any:
+        return cupy.RawKernel(_SPIN, "spin")
+
+    def put(self, handle: int, work: Work) -> None:
+        if "input_ids" in work.inputs:
+            with cupy.cuda.ExternalStream(handle):
+                self._spin((1,), (1,), (self._CYCLES,))
+        super().put(handle, work)

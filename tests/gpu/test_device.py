@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import json
+import re
 import time
 
 import fake_cupy
@@ -17,7 +19,7 @@ from python_backend.kv_cache import KVCache
 from python_backend.loading import load_runtime
 from python_backend.sampler import Sampler
 from python_backend.sampler_state import SamplerState
-from python_backend.sampling_params import SamplingParams
+from python_backend.sampling_params import Grammar, SamplingParams
 from python_backend.vlm import VLM
 from tests.gpu.conftest import MAX_SEQS
 from tests.tiny.pictures import png
@@ -145,6 +147,16 @@ def test_embeddings_go_from_stage_to_stage_on_the_gpu(model):
         SamplingParams(seed=3, top_k=40, repetition_penalty=1.2, logit_bias={7: 2.0}),
         SamplingParams(seed=4, top_k=300, top_p=0.7, min_p=0.01, temperature=0.6),
         SamplingParams(seed=5, top_p=0.99, temperature=1.5),
+        SamplingParams(temperature=0.0, min_tokens=100, stop_token_ids=(5, 6), logprobs=20),
+        SamplingParams(
+            seed=6,
+            top_p=0.5,
+            repetition_penalty=1.3,
+            frequency_penalty=0.4,
+            presence_penalty=0.2,
+            logit_bias={7: 4.0, 11: -3.0},
+            logprobs=2,
+        ),
     ],
 )
 def test_the_device_samples_what_the_host_samples(params):
@@ -165,24 +177,44 @@ def test_the_device_samples_what_the_host_samples(params):
         actual = sampler.sample(on_device, device)
         for one, other, *states in zip(expected, actual, host, device, strict=True):
             num_equal += one.token_id == other.token_id
+            if one.token_id == other.token_id:
+                assert other.logprob == pytest.approx(one.logprob, abs=1e-5)
+            for mine, theirs in zip(one.top_logprobs or (), other.top_logprobs or (), strict=True):
+                assert theirs == pytest.approx(mine, abs=1e-5)
             for state in states:
                 state.append(one.token_id)
     assert num_equal >= 0.995 * num_steps * num_rows
 
 
-@pytest.mark.parametrize("kind", ["greedy", "sampled", "top_p", "top_k_top_p"])
+@pytest.mark.parametrize("grammar", [Grammar("regex", "[a-z]{8}"), Grammar("choice", '["no"]')])
+def test_a_grammar_is_followed(model, grammar):
+    params = SamplingParams(seed=1, max_tokens=40, grammar=grammar)
+    with VLM(model.folder) as vlm:
+        answers = vlm.generate([*CONVERSATIONS, PICTURE], params)
+    pattern = "no" if grammar.kind == "choice" else grammar.text
+    assert [answer.text for answer in answers if not re.fullmatch(pattern, answer.text)] == []
+
+
+SAMPLED = {
+    "greedy": SamplingParams(temperature=0.0),
+    "sampled": SamplingParams(seed=1),
+    "top_p": SamplingParams(seed=1, top_p=0.9),
+    "top_k_top_p": SamplingParams(seed=1, top_k=20, top_p=0.8),
+    "repetition_penalty": SamplingParams(temperature=0.0, repetition_penalty=1.05),
+    "frequency_penalty": SamplingParams(temperature=0.0, frequency_penalty=0.2),
+    "logit_bias": SamplingParams(temperature=0.0, logit_bias={7: 2.0}),
+    "logprobs": SamplingParams(temperature=0.0, logprobs=5),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLED)
 def test_what_a_sampling_step_takes(kind, record_property, capsys):
     """A measurement, with Qwen's vocabulary: it fails only if a token is none."""
     cupy = pytest.importorskip("cupy")
-    params = {
-        "greedy": SamplingParams(temperature=0.0),
-        "sampled": SamplingParams(seed=1),
-        "top_p": SamplingParams(seed=1, top_p=0.9),
-        "top_k_top_p": SamplingParams(seed=1, top_k=20, top_p=0.8),
-    }[kind]
-    sampler, vocab_size, num_steps, milliseconds = Sampler(), 151_936, 50, {}
+    params, sampler, vocab_size, num_steps, milliseconds = SAMPLED[kind], Sampler(), 151_936, 50, {}
+    prompt = np.random.default_rng(1).integers(0, vocab_size, 400).tolist()
     for num_rows in (1, 8, 64):
-        states = [SamplerState(params, [1, 2], vocab_size, i, (), cupy) for i in range(num_rows)]
+        states = [SamplerState(params, prompt, vocab_size, i, (), cupy) for i in range(num_rows)]
         logits = cupy.asarray(
             np.random.default_rng(0).normal(0, 2, (num_rows, vocab_size)).astype(np.float32)
         )
@@ -200,22 +232,32 @@ def test_what_a_sampling_step_takes(kind, record_property, capsys):
         print(f"\nsampling, {kind}, ms per step: {json.dumps(milliseconds)}")  # noqa: T201
 
 
-def test_what_a_step_takes_beside_the_engine(stand_in, record_property, capsys):
-    """A measurement, with an engine that does nothing: it fails only if nothing is generated."""
-    model, num_tokens, milliseconds = stand_in("IdleKernels"), 128, {}
-    params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+@pytest.mark.parametrize("kernels", ["IdleKernels", "BusyKernels"])
+@pytest.mark.parametrize("kind", ["greedy", "repetition_penalty"])
+def test_what_a_step_takes(stand_in, kernels, kind, record_property, capsys):
+    """A measurement, with engines that compute nothing in no time and in two milliseconds."""
+    model, num_steps, milliseconds = stand_in(kernels), 25, {}
+    params = dataclasses.replace(SAMPLED[kind], max_tokens=100, ignore_eos=True)
     with VLM(model.folder, EngineConfig(max_num_seqs=MAX_SEQS, prefix_cache=False)) as vlm:
+        engine = vlm._engine
         for num_rows in (1, 8, MAX_SEQS):
-            conversations = (CONVERSATIONS * MAX_SEQS)[:num_rows]
-            vlm.generate(conversations, params)  # captures
+            for conversation in (CONVERSATIONS * MAX_SEQS)[:num_rows]:
+                engine.add_request(vlm._prepare(conversation, params))
+            while engine.scheduler.num_waiting:
+                engine.step()
+            for _ in range(5):  # the last prompt, and what captures
+                engine.step()
             start = time.perf_counter()
-            tokens = _tokens(vlm.generate(conversations, params))
-            seconds = time.perf_counter() - start
-            assert [len(answer) for answer in tokens] == [num_tokens] * num_rows
-            milliseconds[f"rows={num_rows}"] = round(1000 * seconds / num_tokens, 3)
+            num_tokens = sum(len(engine.step()) for _ in range(num_steps))
+            milliseconds[f"rows={num_rows}"] = round(
+                1000 * (time.perf_counter() - start) / num_steps, 3
+            )
+            assert num_tokens == num_rows * num_steps
+            while engine.has_unfinished:
+                engine.step()
     record_property("milliseconds_per_step", milliseconds)
     with capsys.disabled():
-        print(f"\nbeside the engine, ms per step: {json.dumps(milliseconds)}")  # noqa: T201
+        print(f"\n{kernels}, {kind}, ms per step: {json.dumps(milliseconds)}")  # noqa: T201
 
 
 def test_tokens_per_second_with_and_without_graphs(engines, record_property, capsys):

@@ -82,8 +82,30 @@ def test_a_penalty_moves_no_more_in_a_long_answer_than_in_a_short_one(cupy):
     for token_id in (1, 2, 600):
         state.append(token_id)
         Sampler().sample(cupy.zeros((1, 1000), np.float32), [state])
-    assert TRANSFERS.to_device == []
+    assert TRANSFERS.to_device == [176, 176, 176]  # where everything is, and the new token
     assert TRANSFERS.to_host == [8, 8, 8]
+
+
+def test_what_several_rows_change_is_moved_and_launched_once(cupy):
+    params = [
+        SamplingParams(temperature=0, repetition_penalty=1.2),
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=0, logit_bias={1: 2.0}, min_tokens=4),
+    ]
+    states = _states(params, 1000, cupy)
+    TRANSFERS.to_device.clear()
+    Sampler().sample(cupy.zeros((3, 1000), np.float32), states)
+    assert TRANSFERS.to_device == [2 * 176]
+
+
+def test_counts_that_no_kernel_wrote_are_written(cupy):
+    params = SamplingParams(temperature=0, frequency_penalty=1.0)
+    (state,) = _states([params], 1000, cupy)
+    for token_id in [*range(0, 300, 2), *range(300)]:
+        state.append(token_id)
+    logits = cupy.zeros((1, 1000), np.float32)
+    Sampler().sample(logits, [state])
+    assert logits.get()[0, :300].tolist() == [-2.0, -1.0] * 150
 
 
 def test_rows_of_every_kind_come_back_in_one_copy(cupy):

@@ -66,9 +66,9 @@ def _answer(params, script=None, prompt="Q", **limits):
 # --- results ---------------------------------------------------------------------------------------
 
 
-def _tokens(prompts, starts, params, **limits):
+def _tokens(prompts, starts, params, *, is_asynchronous=False, **limits):
     """Token ids of each request, which join at the given steps."""
-    engine = fake_engine(FakeRuntime(), **limits)
+    engine = fake_engine(FakeRuntime(is_asynchronous=is_asynchronous), **limits)
     order = sorted(range(len(prompts)), key=lambda i: (starts[i], i))
     outputs, step = [], 0
     while order or engine.has_unfinished:
@@ -112,11 +112,19 @@ PROMPTS = st.builds(
     ),
     chunk=st.integers(1, 20),
     max_num_seqs=st.integers(3, 6),
+    is_asynchronous=st.booleans(),
 )
-def test_answer_does_not_depend_on_batch_mates_chunks_or_slots(visits, chunk, max_num_seqs):
+def test_answer_does_not_depend_on_batch_mates_chunks_or_slots(
+    visits, chunk, max_num_seqs, is_asynchronous
+):
     prompts, starts, params = (list(column) for column in zip(*visits, strict=True))
     together = _tokens(
-        prompts, starts, params, max_num_batched_tokens=chunk, max_num_seqs=max_num_seqs
+        prompts,
+        starts,
+        params,
+        is_asynchronous=is_asynchronous,
+        max_num_batched_tokens=chunk,
+        max_num_seqs=max_num_seqs,
     )
     for prompt, param, tokens in zip(prompts, params, together, strict=True):
         assert _tokens([prompt], [0], [param], max_num_batched_tokens=64) == [tokens]
@@ -508,6 +516,69 @@ def test_failed_step_is_undone_by_dropping_its_requests():
         engine.step()
     assert engine.abort_step() == ["bad"]
     assert _merge(outputs + _finish(engine))["good"][0].text == "yes"
+
+
+# --- steps that are launched ahead -----------------------------------------------------------------
+
+
+def _ahead(script=None, poison=None, **limits):
+    runtime = FakeRuntime(scripted(script or {}), poison=poison, is_asynchronous=True)
+    return fake_engine(runtime, **limits), runtime
+
+
+def test_the_next_step_computes_while_texts_are_made():
+    engine, runtime = _ahead({"Q": "yes"})
+    engine.add_request(fake_request("a", "Q"))
+    num_fed, texts = [], []
+    while engine.has_unfinished:
+        texts += [output.text for output in engine.step()]
+        num_fed.append(len(runtime.fed))
+    assert texts == ["y", "e", "s", ""]
+    assert num_fed == [2, 3, 4, 4]  # nothing is computed behind a token that ends the answer
+
+
+def test_what_a_stop_string_cuts_off_is_not_answered_and_its_row_is_free():
+    engine, _ = _ahead({"Q": "Hello world", "R": "Goodbye world"}, max_num_seqs=2)
+    engine.add_request(fake_request("a", "Q", _greedy(stop=("lo",))))
+    engine.add_request(fake_request("b", "R"))
+    answers = _merge(_finish(engine))
+    assert (answers["a"][0].text, answers["a"][0].usage.completion_tokens) == ("Hel", 5)
+    assert answers["b"][0].text == "Goodbye world"
+    engine.add_request(fake_request("c", "R", _greedy(n=2)))
+    assert [choice.text for choice in _merge(_finish(engine))["c"].values()] == [
+        "Goodbye world"
+    ] * 2
+
+
+def test_requests_that_are_aborted_on_their_way_are_not_answered():
+    engine, _ = _ahead({"Q": "yes", "R": "no"})
+    engine.add_request(fake_request("a", "Q"))
+    engine.add_request(fake_request("b", "R"))
+    engine.step()
+    engine.step()
+    assert engine.abort("a")
+    engine.add_request(fake_request("a", "R"))
+    answers = _merge(_finish(engine))
+    assert [answers[name][0].text for name in "ab"] == ["no", "no"]
+
+
+def test_a_step_that_cannot_be_launched_fails_after_the_answers_of_the_one_before():
+    engine, _ = _ahead({"Q": "yes", "#": "no"}, poison=ord("#"))
+    engine.add_request(fake_request("good", "Q"))
+    engine.add_request(fake_request("bad", "#"))
+    outputs = []
+
+    def steps():
+        while engine.has_unfinished:
+            outputs.extend(engine.step())
+
+    with pytest.raises(RuntimeError):
+        steps()
+    assert engine.abort_step() == ["bad"]
+    assert _merge(outputs + _finish(engine))["good"][0].text == "yes"
+
+
+# --- what the runtime is fed -----------------------------------------------------------------------
 
 
 def test_prompt_and_answer_are_fed_once_each_token_at_its_position():

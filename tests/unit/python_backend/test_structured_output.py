@@ -18,7 +18,7 @@ from python_backend.errors import InvalidRequestError
 from python_backend.sampler import Sampler
 from python_backend.sampler_state import SamplerState
 from python_backend.sampling_params import Grammar, SamplingParams
-from python_backend.structured_output import GrammarCompiler
+from python_backend.structured_output import GrammarCompiler, unpack_tokens
 from python_backend.vlm import VLM
 from tests.tiny.conversations import CONVERSATIONS
 
@@ -189,7 +189,8 @@ def test_a_grammar_is_compiled_once_and_its_copies_go_their_own_ways():
     red, blue = TOKENIZER.encode("red").ids, TOKENIZER.encode("blue").ids
     for token_id in red:
         first.append(token_id)
-    allowed_first, allowed_second = first.allowed_tokens((first, second), VOCAB_SIZE)
+    allowed = first.allowed_tokens((first, second))
+    allowed_first, allowed_second = (unpack_tokens(words, VOCAB_SIZE) for words in allowed)
     assert np.flatnonzero(allowed_first).tolist() == sorted(EOS)
     assert allowed_second[blue[0]]
 

@@ -15,7 +15,7 @@ from python_backend.errors import InvalidRequestError
 from python_backend.sampler import Sampler
 from python_backend.sampler_state import SamplerState
 from python_backend.sampling_params import Grammar, SamplingParams
-from python_backend.structured_output import GrammarCompiler
+from python_backend.structured_output import GrammarCompiler, unpack_tokens
 from python_backend.tool_calls import FORMATS
 from tests.tiny.tokenizer import NUM_TOKENS, TOKEN_IDS, write_tokenizer
 
@@ -56,7 +56,7 @@ class Model:
         return True
 
     def allowed(self, state) -> np.ndarray:
-        return state.constraint.allowed_tokens([state.constraint], NUM_TOKENS)[0]
+        return unpack_tokens(state.constraint.allowed_tokens([state.constraint])[0], NUM_TOKENS)
 
     def babble(self, calls, seed: int, num_tokens: int = 300, **biases: float) -> str | None:
         """An answer; None if it does not come to an end."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -93,6 +94,14 @@ def test_every_load_is_measured_and_caches_are_on_only_where_something_comes_aga
     assert result.speed == run._results.speeds[-1]
     assert result.peak_bytes
     assert all(engine.is_stopped for engine in peer._engines)
+
+
+def test_a_second_start_without_loads_shows_only_how_long_it_takes(run: Comparison):
+    plan = run._results.plan
+    run._plan = dataclasses.replace(plan, loads=tuple(plan.plain_loads))
+    peer = FakePeer(FakeEngine(), FakeEngine())
+    run.measure(peer, None)
+    assert [len(engine.calls) > 1 for engine in peer._engines] == [True, False]
 
 
 def test_a_peer_that_fails_keeps_what_was_measured_and_says_why(run: Comparison):
