@@ -21,11 +21,25 @@ from python_backend.token_text import TokenText
 from python_backend.turns import Turns
 from python_backend.vision_encoder import VisionEncoder
 
+_MAX_KEPT_PIXEL_BYTES = 8 * 2**20
+"""Pixels that an encoder computes in memory that it keeps: 1,700 patches of Qwen2.5-VL, in some 300 MB.
+Fresh pages, which the kernel clears, cost a tenth of a call; but larger pictures take gigabytes."""
+
 
 def load_runtime(
-    model: ModelFolder, graph: GraphFile, config: EngineConfig, *, keep_memory: bool = True
+    model: ModelFolder,
+    graph: GraphFile,
+    config: EngineConfig,
+    *,
+    max_kept_bytes: int | None = None,
 ) -> EngineRuntime:
     """A graph of `model` in the engine it was built for.
+
+    Args:
+        model: has it.
+        graph: to load.
+        config: how to run it.
+        max_kept_bytes: see `OrtRuntime`.
 
     Raises:
         BundleError: this machine does not have what the engine needs, or the file is not what it should be.
@@ -45,7 +59,7 @@ def load_runtime(
         graph.spec,
         model.path(graph),
         num_threads=config.num_threads,
-        keep_memory=keep_memory,
+        max_kept_bytes=max_kept_bytes,
         # Stages with fewer threads than cores were given cores of their own.
         turns=None if config.num_threads else Turns(str(model.folder.resolve())),
     )
@@ -57,8 +71,7 @@ def load_vision_encoder(
     """The encoder stage of `model`, which must have one."""
     graph = model.manifest.vision_encoder
     assert graph is not None
-    # A call takes long and its activations hundreds of megabytes: allocating them anew costs nothing.
-    runtime = load_runtime(model, graph, config, keep_memory=False)
+    runtime = load_runtime(model, graph, config, max_kept_bytes=_MAX_KEPT_PIXEL_BYTES)
     cache = EncoderCache(config.encoder_cache_bytes)
     return VisionEncoder(family, runtime, cache, config.max_encoder_patches)
 
@@ -66,8 +79,8 @@ def load_vision_encoder(
 def load_cross_attention(model: ModelFolder, config: EngineConfig) -> EngineRuntime | None:
     """The graph that fills what the decoder's cross-attention layers read, if `model` has one."""
     graph = model.manifest.cross_attention
-    # It runs once per request with images, so its memory is not worth keeping.
-    return None if graph is None else load_runtime(model, graph, config, keep_memory=False)
+    # It runs once per request with images: its memory is not worth keeping.
+    return None if graph is None else load_runtime(model, graph, config, max_kept_bytes=0)
 
 
 def load_engine(model: ModelFolder, config: EngineConfig) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -29,7 +30,8 @@ class OrtRuntime(EngineRuntime):
         spec: the contract.
         path: the ONNX file.
         num_threads: threads of one operator; None for one per core.
-        keep_memory: whether the memory of one run is kept for the next, or given back.
+        max_kept_bytes: of inputs. A run that is fed more gives back the memory that it computed in; others
+            keep it for the next run, and so do all if this is None.
         turns: taken to compute, and closed in the end; None to compute at any time.
     """
 
@@ -39,15 +41,17 @@ class OrtRuntime(EngineRuntime):
         path: Path,
         *,
         num_threads: int | None = None,
-        keep_memory: bool = True,
+        max_kept_bytes: int | None = None,
         turns: Turns | None = None,
     ) -> None:
         super().__init__(spec)
         self._turns = turns
+        self._max_kept_bytes = math.inf if max_kept_bytes is None else max_kept_bytes
+        self._gives_back = onnxruntime.RunOptions()
+        self._gives_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _WARNINGS_FROM
         options.intra_op_num_threads = num_threads or 0
-        options.enable_cpu_mem_arena = keep_memory
         # Threads that wait spin no longer than it takes from one operator to the next (in us): waking them
         # costs a decode step 5%, and spinning between steps takes the core from the other stages.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
@@ -80,8 +84,9 @@ class OrtRuntime(EngineRuntime):
             binding.bind_ortvalue_input(name, _value(array))
         for output in self.spec.computed_outputs:
             binding.bind_output(output.name)
+        keeps = sum(array.nbytes for array in feeds.values()) <= self._max_kept_bytes
         with self._turns or nullcontext():
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, None if keeps else self._gives_back)
         for name in feeds:
             # The binding is kept; the feeds are not, image embeddings of megabytes among them.
             binding.bind_ortvalue_input(name, self._nothing[name])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import weakref
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from python_backend.errors import BundleError, EngineError
 from python_backend.kv_cache import KVCache
 from python_backend.runtimes.ort import OrtRuntime
+from python_backend.spec import GraphSpec, TensorSpec
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +143,40 @@ def test_pages_of_the_weights_file_are_given_back_once_they_are_packed(tied, tmp
         # What is needed of them comes back.
         again = runtime.run(_feeds(graph.spec, 1, 0, TOKENS), cache)["logits"]
         np.testing.assert_array_equal(again, first)
+
+
+@pytest.mark.parametrize(("num_fed", "is_kept"), [(1, True), (2, False)])
+def test_memory_of_a_run_is_kept_unless_it_is_fed_too_much(tmp_path, num_fed, is_kept):
+    """What it computes takes 200 MB for each number that is fed."""
+    helper, numbers = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Neg", ["x"], ["small"]),  # what a session allocates first it never frees
+        helper.make_node("Expand", ["small", "shape"], ["wide"]),
+        helper.make_node("ReduceMax", ["wide"], ["y"], keepdims=1),
+    ]
+    x, y = (
+        helper.make_tensor_value_info(*io)
+        for io in (("x", numbers, ["N", 1]), ("y", numbers, [1, 1]))
+    )
+    shape = onnx.numpy_helper.from_array(np.array([1, 50_000_000]), "shape")
+    opset, path = helper.make_opsetid("", 21), tmp_path / "wide.onnx"
+    graph = helper.make_graph(nodes, "wide", [x], [y], [shape])
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
+    spec = GraphSpec(
+        "wide",
+        (TensorSpec("x", "float32", ("N", 1)),),
+        (TensorSpec("y", "float32", (1, 1)),),
+        {},
+    )
+    with OrtRuntime(spec, path, max_kept_bytes=4) as runtime:
+        before = _resident_bytes()
+        runtime.run({"x": np.ones((num_fed, 1), np.float32)})
+        assert (_resident_bytes() - before > 100e6) == is_kept
+
+
+def _resident_bytes():
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_session_leaves_alone_what_another_one_of_the_same_file_has_mapped(tied):
