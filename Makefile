@@ -34,7 +34,7 @@ install: $(SERVE_ENV)/installed ## Create .venv with everything that serving nee
 
 # Packages are installed without their compiled files, 150 MB of which nobody uses: the first start
 # writes the others, and the second one is quick.
-serve: export PYTHONDONTWRITEBYTECODE =
+serve bench bench-peers: export PYTHONDONTWRITEBYTECODE =
 serve: $(SERVE_ENV)/installed ## Build the default model (or MODEL=...) and serve it on PORT=9000
 	@exec $(SERVE_ENV)/bin/triton-vlm serve --port "$(PORT)" $(SERVE_OPTIONS) $(if $(MODEL),"$(MODEL)")
 
