@@ -7,7 +7,6 @@ there before. The legacy stream, on which arrays compute, runs at once.
 from __future__ import annotations
 
 import ctypes
-import operator
 from collections import deque
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -229,23 +228,9 @@ def _method(name: str) -> Callable[..., DeviceArray]:
     return method
 
 
-METHODS = ("argmax", "max", "sum", "astype", "copy", "view", "reshape")
+METHODS = ("astype", "copy", "view", "reshape")
 for _name in METHODS:
     setattr(DeviceArray, _name, _method(_name))
-for _name in ("add", "sub", "mul", "truediv", "neg", "lt", "le", "gt", "ge", "iadd", "isub"):
-    _operate = getattr(operator, f"__{_name}__")
-
-    def _binary(self: Any, *other: Any, _operate: Any = _operate) -> DeviceArray:
-        with np.errstate(all="ignore"):
-            return _wrap(_operate(self._memory, *_unwrap(other)))
-
-    setattr(DeviceArray, f"__{_name}__", _binary)
-    if _name in ("add", "sub", "mul", "truediv"):
-
-        def _reflected(self: Any, other: Any, _operate: Any = _operate) -> DeviceArray:
-            return _wrap(_operate(_unwrap(other), self._memory))
-
-        setattr(DeviceArray, f"__r{_name}__", _reflected)
 DeviceArray.__module__, DeviceArray.__name__ = "cupy", "ndarray"
 
 
